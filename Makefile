@@ -1,0 +1,38 @@
+# `make demo` and `make test` work on a machine that has Python 3.10+ and nothing else: they create .venv, install, and run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test test-all lint gpu clean
+
+demo: $(VENV)/.train
+	$(BIN)/attnzoo train classification/digits_biformer.yaml output=runs/demo
+	@echo
+	@echo "Look at runs/demo: curves.png, confusion_matrix.png, wrong_predictions.png, summary.json"
+	@echo "Try:  $(BIN)/attnzoo eval runs/demo    $(BIN)/attnzoo list"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_style.py
+
+# One virtual environment; a stamp for each set of extras says that it is installed and newer than pyproject.toml.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "attnzoo needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -e ".[train]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -e ".[all,dev]"
+	touch $@ $(VENV)/.train
+
+clean:
+	rm -rf $(VENV) .types .cache build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Backbones registered with timm: one family a file."""

@@ -1,0 +1,1 @@
+"""Attention blocks and mixers as `nn.Module`s: one a file, channel count first."""

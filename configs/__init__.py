@@ -1,0 +1,1 @@
+"""YAML recipes, packaged so that an installed attnzoo finds them."""

@@ -1,0 +1,15 @@
+"""attnzoo: attention backbones for timm, on exact and fast blocks and kernels.
+
+Importing this package registers its models with timm:
+
+    import timm, attnzoo
+    model = timm.create_model('biformer_tiny', features_only=True)
+"""
+
+from importlib.metadata import version
+
+from attnzoo import backbones
+
+__version__ = version('attnzoo')
+
+__all__ = ['__version__', 'backbones']

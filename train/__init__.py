@@ -1,0 +1,1 @@
+"""Training, evaluation, data, checkpoints and the command line."""
