@@ -1,0 +1,58 @@
+"""Global attention with local enhancement, as in the last stage of BiFormer.
+
+Papers:
+- `BiFormer: Vision Transformer with Bi-Level Routing Attention` - https://arxiv.org/abs/2303.08810
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GlobalAttention(nn.Module):
+    """Attention of every token of a channels-last map to every other, plus a depthwise convolution (LePE).
+
+    Args:
+        dim: Channels of input and output, C.
+        num_heads: Heads; they divide `dim`.
+        qkv_bias: Whether the projection to q, k and v has a bias.
+        side_kernel: Kernel of the depthwise convolution that is added before the output projection, 0 for none.
+        lepe_on_value: Convolve the values instead of the attention's input (BiFormer convolves the input, its
+            `biformer_stl_nchw` the values).
+
+    Shape: [B, H, W, C] -> [B, H, W, C], any H and W.
+    """
+
+    lepe_on_value: torch.jit.Final[bool]
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        side_kernel: int = 5,
+        lepe_on_value: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'num_heads: expected a divisor of {dim} channels, got {num_heads}')
+        self.num_heads = num_heads
+        self.lepe_on_value = lepe_on_value
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.lepe = (
+            nn.Conv2d(dim, dim, side_kernel, padding=side_kernel // 2, groups=dim, **dd) if side_kernel else None
+        )
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        qkv = self.qkv(x)
+        q, k, v = qkv.reshape(B, H * W, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H, W, C)
+        if self.lepe is not None:
+            local = qkv[..., 2 * C :] if self.lepe_on_value else x
+            out = out + self.lepe(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj(out)
