@@ -1,0 +1,89 @@
+"""Which backend runs an op, and why: one decision for all ops.
+
+The environment variable ATTNZOO_BACKEND (auto, triton or torch) decides for calls that leave `backend` at 'auto'.
+"""
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+BACKENDS = ('auto', 'triton', 'torch')
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_DEFAULT = os.environ.get('ATTNZOO_BACKEND', 'auto')
+_INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # Triton reads it when kernels are decorated: once, as here
+_last: dict[str, tuple[str, str]] = {}
+
+
+def why(op: str | None = None) -> str:
+    """Which backend the latest eager call of an op took and for what reason, in words.
+
+    Args:
+        op: The name of a public function of `attnzoo.kernels`; None for all that have been called, a line each.
+    """
+    if op is not None:
+        return _describe(op) if op in _last else f'{op}: not called yet'
+    return '\n'.join(_describe(name) for name in _last) or 'no op has been called yet'
+
+
+def _describe(op: str) -> str:
+    backend, reason = _last[op]
+    return f'{op}: {backend}, because {reason}'
+
+
+def use_triton(op: str, backend: str, tensor: Tensor, obstacle: str | None = None) -> bool:
+    """Decides for one call, and notes the reason for `why`.
+
+    Args:
+        op: Name of the op.
+        backend: The caller's wish.
+        tensor: An input; its device and dtype stand for all of them.
+        obstacle: Why the op's kernel cannot take these arguments, or None if it can.
+
+    Raises:
+        ValueError: An unknown backend; or 'triton', where the kernel cannot run.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend: got {backend!r}, expected one of {", ".join(map(repr, BACKENDS))}')
+    wish = _DEFAULT if backend == 'auto' else backend
+    if wish == 'torch':
+        triton, reason = False, 'it was asked for'
+    else:
+        reason = _obstacle(tensor, asked=wish == 'triton') or obstacle or ''
+        triton = not reason
+        if triton:
+            reason = 'the kernel can run here'
+        elif backend == 'triton':
+            raise ValueError(f"backend: got 'triton', but {op} cannot run its kernel here: {reason}")
+    if not torch.compiler.is_compiling():  # a graph is no place for notes
+        _last[op] = 'triton' if triton else 'torch', reason
+    return triton
+
+
+def _obstacle(tensor: Tensor, asked: bool) -> str | None:
+    if not tensor.is_cuda and not (asked and _INTERPRET and tensor.device.type == 'cpu'):
+        return f'the tensors are on the device {tensor.device.type!r}'
+    if not has_triton():
+        return 'triton is not installed'
+    if tensor.dtype not in KERNEL_DTYPES:
+        return f'the kernels do not take {tensor.dtype}'
+    if tensor.is_cuda and not _capable(tensor.device.index):
+        return 'the GPU is older than compute capability 8.0'
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        return 'the graph is being exported'
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return 'torch.func transforms see through PyTorch only'
+    return None
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec('triton') is not None
+
+
+@functools.cache
+def _capable(device: int) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)

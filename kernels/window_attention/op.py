@@ -1,0 +1,165 @@
+"""`window_attention`: validation and dispatch."""
+
+import torch
+from torch import Tensor
+
+from attnzoo.kernels._dispatch import use_triton
+
+from .reference import window_attention_reference
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    partition: str = 'window',
+    dilation: tuple[int, int] = (1, 1),
+    shift: tuple[int, int] = (0, 0),
+    pad_after_shift: bool = False,
+    qkv_layout: str = '3hd',
+    bias: Tensor | None = None,
+    bias_index: Tensor | None = None,
+    scale: float | None = None,
+    cosine_scale: Tensor | None = None,
+    padding: Tensor | None = None,
+    backend: str = 'auto',
+    *,  # here, because TorchScript takes no defaults behind it; pass all but q, k and v by name
+    num_heads: int,
+    window: tuple[int, int],
+) -> Tensor:
+    """Multi-head attention within the windows of a channels-last feature map, of any size.
+
+    Each token attends to the tokens of its own window: softmax(scale * q k^T + bias) v for each head. The map is
+    cut where it lies: nothing is rolled, partitioned or padded by the caller.
+
+    Legend: B images, H x W map, C = num_heads * d channels, N = Wh * Ww tokens of a window.
+
+    Papers: Swin Transformer (2103.14030) and V2 (2111.09883), MaxViT (2204.01697), CrossFormer (2108.00154),
+    DaViT (2204.03645), GC-ViT (2206.09959).
+
+    Args:
+        q: Packed queries, keys and values [B, H, W, 3C], k and v left out; or queries [B, H, W, C]; or, with
+            k and v, one window of queries an image [B, Wh, Ww, C] that all its windows share (GC-ViT).
+        k: Keys [B, H, W, C].
+        v: Values [B, H, W, C].
+        partition: 'window': tokens of a window are `dilation` positions apart. 'grid': they are spread evenly over the
+            whole map (MaxViT's grid attention), that is, the dilation is the map's size over the window's, rounded up.
+        dilation: Distance of a window's tokens in both axes: (1, 1) for adjacent ones, the interval for CrossFormer's
+            long distance attention. Tiles of window * dilation positions hold the windows of all their residues.
+        shift: Cyclic shift (up, left) in tokens before the partition, undone afterwards; tokens that the shift brings
+            together from opposite edges are kept apart by -100 on their scores, as in Swin. Not with a dilation.
+        pad_after_shift: Where the map does not divide: False pads it before the shift (Swin's detection code,
+            torchvision), True after it (timm).
+        qkv_layout: Channel order of a packed map: '3hd' has all heads of q, then of k, then of v (Swin); 'h3d' has
+            q, k and v of the first head, then of the second (timm's MaxViT-rw and CoAtNet).
+        bias: Added to the scores: dense [num_heads, N, N], or a table [T, num_heads] with `bias_index`.
+        bias_index: Integers [N, N]: the row of the table that each (query, key) pair takes.
+        scale: Factor of q k^T; default d ** -0.5.
+        cosine_scale: [num_heads] or [num_heads, 1, 1]. If given, scores are cosines of q and k times this (SwinV2: the
+            exponential of the clamped logit scale) instead of scaled products.
+        padding: Where the map does not divide it is padded at the bottom and at the right. None: padded tokens are
+            excluded (CrossFormer). A value, [3C] in the channel order of a packed q, else [2C] for k, then v: padded
+            tokens have it and are attended to. Swin and DaViT give them the bias of their projection.
+        backend: 'auto', 'triton' or 'torch'; `attnzoo.kernels.why` tells what 'auto' took.
+        num_heads: Number of heads.
+        window: Tokens (Wh, Ww) of a window.
+
+    Returns:
+        The map [B, H, W, C], in q's dtype. All floating-point inputs get gradients.
+
+    Raises:
+        ValueError: An argument has the wrong shape, dtype, device or value, or backend='triton' cannot run here.
+    """
+    if not torch.jit.is_scripting():
+        _check(
+            q, k, v, num_heads, window, partition, dilation, shift, qkv_layout,
+            bias, bias_index, scale, cosine_scale, padding,
+        )  # fmt: skip
+        use_triton('window_attention', backend, q, 'its kernel is not written yet')
+    if partition == 'grid':
+        size = q.shape if k is None else k.shape
+        dilation = ((size[1] + window[0] - 1) // window[0], (size[2] + window[1] - 1) // window[1])
+    return window_attention_reference(
+        q, k, v, num_heads, window, dilation, shift, pad_after_shift, qkv_layout,
+        bias, bias_index, scale, cosine_scale, padding,
+    )  # fmt: skip
+
+
+def _check(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    num_heads: int,
+    window: tuple[int, int],
+    partition: str,
+    dilation: tuple[int, int],
+    shift: tuple[int, int],
+    qkv_layout: str,
+    bias: Tensor | None,
+    bias_index: Tensor | None,
+    scale: float | None,
+    cosine_scale: Tensor | None,
+    padding: Tensor | None,
+) -> None:
+    """Raises a ValueError that names the argument, what it wants and what it got."""
+    if (k is None) != (v is None):
+        raise ValueError(f'{"k" if k is None else "v"}: expected a map, since its counterpart is given, got None')
+    for name, x in (('q', q), ('k', k), ('v', v)):
+        if x is not None and x.ndim != 4:
+            raise ValueError(f'{name}: expected a map [batch, height, width, channels], got shape {tuple(x.shape)}')
+        if x is not None and not (x.is_floating_point() and x.dtype == q.dtype):
+            raise ValueError(f'{name}: expected one floating-point dtype for q, k and v, got {x.dtype} (q {q.dtype})')
+    packed, keys = k is None, q if k is None else k
+    batch, height, width, channels = keys.shape
+    parts = 3 if packed else 1
+    if num_heads < 1 or channels == 0 or channels % (parts * num_heads):
+        raise ValueError(
+            f'num_heads: expected {"3 * num_heads" if packed else "num_heads"} to divide the {channels} channels of '
+            f'{"a packed q" if packed else "k"}, got {num_heads}'
+        )
+    channels //= parts
+    if not (1 <= window[0] <= height and 1 <= window[1] <= width):
+        raise ValueError(f'window: expected 1 to the size of the map, {height} x {width}, got {tuple(window)}')
+    if v is not None and v.shape != keys.shape:
+        raise ValueError(f'v: expected the shape of k, {tuple(keys.shape)}, got {tuple(v.shape)}')
+    if not packed and q.shape not in (keys.shape, (batch, window[0], window[1], channels)):
+        raise ValueError(
+            f'q: expected the shape of k, {tuple(keys.shape)}, or a window an image, '
+            f'{(batch, window[0], window[1], channels)}, got {tuple(q.shape)}'
+        )
+    if partition not in ('window', 'grid'):
+        raise ValueError(f"partition: expected 'window' or 'grid', got {partition!r}")
+    if qkv_layout not in ('3hd', 'h3d'):
+        raise ValueError(f"qkv_layout: expected '3hd' or 'h3d', got {qkv_layout!r}")
+    if min(dilation) < 1 or (partition == 'grid' and max(dilation) > 1):
+        raise ValueError(f'dilation: expected at least 1, and (1, 1) with a grid, which has its own, got {dilation}')
+    if not (0 <= shift[0] < window[0] and 0 <= shift[1] < window[1]):
+        raise ValueError(f'shift: expected 0 to less than the window, {tuple(window)}, got {tuple(shift)}')
+    if max(shift) > 0 and (partition == 'grid' or max(dilation) > 1):
+        raise ValueError(f'shift: expected (0, 0) with a dilation or a grid, got {tuple(shift)}')
+
+    tokens = window[0] * window[1]
+    if bias_index is not None:
+        if bias is None or bias.ndim != 2 or bias.shape[1] != num_heads:
+            got = None if bias is None else tuple(bias.shape)
+            raise ValueError(f'bias: expected with a bias_index a table [rows, num_heads = {num_heads}], got {got}')
+        if bias_index.shape != (tokens, tokens) or bias_index.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f'bias_index: expected int64 or int32 of the shape {(tokens, tokens)}, window tokens squared, '
+                f'got {bias_index.dtype} {tuple(bias_index.shape)}'
+            )
+    elif bias is not None and bias.shape != (num_heads, tokens, tokens):
+        raise ValueError(
+            f'bias: expected [num_heads, tokens, tokens] = {(num_heads, tokens, tokens)}, got {tuple(bias.shape)}'
+        )
+    if cosine_scale is not None and cosine_scale.numel() != num_heads:
+        raise ValueError(f'cosine_scale: expected [num_heads = {num_heads}], got shape {tuple(cosine_scale.shape)}')
+    if cosine_scale is not None and scale is not None:
+        raise ValueError(f'scale: expected None with a cosine_scale, which takes its place, got {scale}')
+    if padding is not None and padding.shape != ((3 if packed else 2) * channels,):
+        what = f'[3C] = {(3 * channels,)} with a packed q' if packed else f'[2C] = {(2 * channels,)}, k then v'
+        raise ValueError(f'padding: expected {what}, got shape {tuple(padding.shape)}')
+    others = {'k': k, 'v': v, 'bias': bias, 'bias_index': bias_index, 'cosine_scale': cosine_scale, 'padding': padding}
+    for name, x in others.items():
+        if x is not None and x.device != q.device:
+            raise ValueError(f'{name}: expected the device of q, {q.device}, got {x.device}')
