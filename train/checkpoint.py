@@ -1,0 +1,142 @@
+"""Checkpoints: weights as safetensors, the state of a run beside them, both written so that a crash leaves the old one.
+
+Files of others are read with `weights_only`, so nothing in them runs.
+"""
+
+import argparse
+import errno
+import io
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from attnzoo.backbones import checkpoint_filter
+
+from .errors import UserError, first_line
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is either the old or the new one, whole, whenever the machine stops.
+
+    Raises:
+        UserError: no room on the disk. The old file is intact and nothing else is left behind.
+    """
+    # In the same folder, because only a rename within one file system is atomic; under a fixed name, so that what a killed
+    # process left is overwritten by the next.
+    temporary = path.with_name(f'{path.name}.part')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise UserError(
+            f'cannot write {path} ({len(data) / 2**20:.1f} MiB): {error.strerror}; the checkpoint before it is intact'
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Save nested dicts and lists of tensors, numbers and strings."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    return _load_pickle(path)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict of a .safetensors or PyTorch file, and the metadata of the former.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or a pickle with anything but data in it.
+    """
+    if not path.is_file():
+        raise UserError(f'{path}: no such file')
+    if path.suffix == '.safetensors':
+        try:
+            with safetensors.safe_open(path, 'pt') as file:  # type: ignore[attr-defined]
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise UserError(f'{path}: not a safetensors file, or a damaged one: {first_line(error)}') from error
+    state = _load_pickle(path)
+    # Training scripts keep the weights beside the optimizer, under one of these names.
+    for key in ('model', 'state_dict', 'module'):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f'{path}: holds no state dict, neither at the top nor under model, state_dict or module')
+    return clean_state_dict(state), {}
+
+
+def translate_weights(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Official names and layouts as the model's family translates them; as they are where that fails."""
+    try:
+        return checkpoint_filter(model)(dict(state), model)
+    except (KeyError, IndexError, AttributeError, RuntimeError, ValueError):
+        # The filter met another family's keys. Whoever loads the result tells what does not fit.
+        return state
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict that fits exactly.
+
+    Raises:
+        UserError: it does not fit; lists what is missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    problems = {
+        'missing': [key for key in own if key not in state],
+        'unexpected': [key for key in state if key not in own],
+        'of another shape': [
+            f'{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}'
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
+    told = [
+        f'{len(keys)} {problem} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if told:
+        raise UserError(f'{source} does not fit {type(model).__name__} ({len(own)} tensors): {"; ".join(told)}')
+    model.load_state_dict(state)
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        # Official checkpoints carry the parsed arguments of their training beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r'GLOBAL ([\w.]+)', str(error)):
+            raise UserError(
+                f'{path}: refused: loading it would run code ({found[1]}), and weights need none'
+            ) from error
+        raise UserError(f'{path}: not a PyTorch checkpoint: {first_line(error)}') from error
+    except (EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f'{path}: not a PyTorch checkpoint, or a damaged one: {first_line(error)}') from error

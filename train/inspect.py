@@ -1,0 +1,65 @@
+"""What models there are, and the facts of one."""
+
+import timm
+from rich.table import Table
+from timm.models import PretrainedCfg
+
+from attnzoo.backbones import official_file, placed_file
+
+from .console import console, show_table
+from .errors import UserError, near
+from .models import count_parameters, create, multiply_adds
+
+
+def show_list(pattern: str = '*') -> None:
+    """Print the names of attnzoo's models that match a pattern with wildcards."""
+    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith('attnzoo.')]
+    names = [name for name in timm.list_models(pattern) if name in ours]
+    if not names:
+        raise UserError(f'no model of attnzoo matches {pattern!r}{near(pattern.strip("*"), ours)}')
+    table = Table()
+    for heading in ('name', 'input', 'weights'):
+        table.add_column(heading)
+    for name in names:
+        cfg = timm.get_pretrained_cfg(name)
+        table.add_row(name, _size(cfg) if cfg else '', _weights(name, cfg))
+    console.print(table)
+
+
+def show_info(name: str) -> None:
+    """Print parameters, GMACs, input size, weights, paper and licence of a model of timm's registry."""
+    if not timm.is_model(name):
+        raise UserError(f'no model {name!r}{near(name.split(".")[0], timm.list_models())}')
+    model = create(name)
+    cfg = PretrainedCfg(**model.pretrained_cfg)  # type: ignore[arg-type]
+    multiplications = multiply_adds(name, cfg.input_size)
+    rows = {
+        'parameters': f'{count_parameters(model) / 1e6:.2f} M',
+        'GMACs': f'{multiplications / 1e9:.2f}' if multiplications else 'cannot be counted',
+        'input size': _size(cfg),
+        'classes': str(cfg.num_classes),
+        'weights': _weights(name, cfg),
+        'paper': ' '.join(filter(None, (cfg.paper_name, _paper(cfg)))) or 'not given',
+        'licence': cfg.license or 'not given',
+    }
+    show_table(name, rows)
+
+
+def _size(cfg: PretrainedCfg) -> str:
+    return 'x'.join(map(str, cfg.input_size))
+
+
+def _weights(name: str, cfg: PretrainedCfg | None) -> str:
+    """Where pretrained=True finds them, or why it does not."""
+    tagged = f'{name}.{cfg.tag}' if cfg and cfg.tag and '.' not in name else name
+    if placed := placed_file(tagged):
+        return str(placed)
+    if cfg and (cfg.file or cfg.hf_hub_id or cfg.url):
+        return str(cfg.file or (f'hf-hub:{cfg.hf_hub_id}' if cfg.hf_hub_id else cfg.url))
+    file = official_file(tagged)
+    return f'{file.name}, from {file.page}' if file else 'none published'
+
+
+def _paper(cfg: PretrainedCfg) -> str:
+    ids = [cfg.paper_ids] if isinstance(cfg.paper_ids, str) else cfg.paper_ids or ()
+    return ' '.join(f'https://arxiv.org/abs/{identifier.removeprefix("arXiv:")}' for identifier in ids)
