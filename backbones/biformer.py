@@ -134,7 +134,7 @@ class BiFormer(nn.Module):
         self.num_features = embed_dims[-1]
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.feature_info: list[dict[str, Any]] = []
+        self.feature_info = []
 
         plain = layout == 'biformer'
         self.stem = _conv_stem(in_chans, embed_dims[0], **dd) if plain else _patch_stem(in_chans, embed_dims[0], **dd)
@@ -326,7 +326,6 @@ def _cfg(first_conv: str = 'stem.conv1', **kwargs) -> dict[str, Any]:
         'num_classes': 1000,
         'input_size': (3, 224, 224),
         'pool_size': (7, 7),
-        'min_input_size': (3, 32, 32),
         'crop_pct': 0.875,
         'interpolation': 'bicubic',
         'mean': IMAGENET_DEFAULT_MEAN,

@@ -9,7 +9,6 @@ from . import reference
 def route_regions(
     q: Tensor,
     k: Tensor,
-    *,
     regions: tuple[int, int],
     top_k: int,
     scale: float | None = None,
@@ -52,7 +51,6 @@ def routed_attention(
     k: Tensor,
     v: Tensor,
     routes: Tensor,
-    *,
     num_heads: int,
     regions: tuple[int, int],
     scale: float | None = None,

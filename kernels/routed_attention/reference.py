@@ -73,10 +73,11 @@ def routed_attention(
     valid: tuple[int, int] | None = None,
 ) -> Tensor:
     """Attention of every query region to the key regions of its route. The public function tells the arguments."""
-    share = routes.shape[2] / routes.shape[1]
-    tokens = q.shape[1] * q.shape[2] // (regions[0] * regions[1])
-    # The meta device has no speed; there, counting the products of the definition is what matters.
-    if share >= _DENSE_SHARE and tokens <= _DENSE_TOKENS and weights is None and not q.is_meta:
+    if torch.jit.is_scripting():
+        dense = False
+    else:
+        dense = weights is None and _prefers_dense(q, routes, regions)
+    if dense:
         return _dense(q, k, v, routes, regions, num_heads, scale, valid)
     q_rows, k_rows, v_rows = _rows(q, regions, num_heads), _rows(k, regions, num_heads), _rows(v, regions, num_heads)
     index = routes + torch.arange(routes.shape[0], device=routes.device)[:, None, None] * routes.shape[1]
@@ -96,6 +97,13 @@ def routed_attention(
     B, H, W, C = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
     ry, rx = regions
     return out.reshape(B, ry, rx, H // ry, W // rx, C).transpose(2, 3).reshape(B, H, W, C)
+
+
+def _prefers_dense(q: Tensor, routes: Tensor, regions: tuple[int, int]) -> bool:
+    # The meta device has no speed; there, what matters is to count the products of the definition.
+    tokens = q.shape[1] * q.shape[2] // (regions[0] * regions[1])
+    share = routes.shape[2] / routes.shape[1]
+    return share >= _DENSE_SHARE and tokens <= _DENSE_TOKENS and not q.is_meta
 
 
 def _region_sums(x: Tensor, regions: tuple[int, int]) -> Tensor:
@@ -144,11 +152,14 @@ def _dense(
     if valid is not None:
         mask = mask + _padding_bias(k, valid).flatten()
     mask = mask.index_select(1, of_query)[:, None]
-    q_heads = q.reshape(B, -1, num_heads, q.shape[3] // num_heads).transpose(1, 2)
-    k_heads = k.reshape(B, -1, num_heads, k.shape[3] // num_heads).transpose(1, 2)
-    v_heads = v.reshape(B, -1, num_heads, v.shape[3] // num_heads).transpose(1, 2)
+    q_heads, k_heads, v_heads = _heads(q, num_heads), _heads(k, num_heads), _heads(v, num_heads)
     out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).reshape(B, q.shape[1], q.shape[2], v.shape[3])
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, H, W, C] -> [B, N, H * W, D], a view where the map is one."""
+    return x.flatten(1, 2).unflatten(2, (num_heads, x.shape[3] // num_heads)).transpose(1, 2)
 
 
 def _region_of_token(x: Tensor, regions: tuple[int, int]) -> Tensor:
@@ -222,8 +233,8 @@ class _StepwiseAttention(torch.autograd.Function):
             step_q, step_k, step_v = torch.autograd.grad(out, step, grad[part])
             grad_q[part] = step_q
             rows = index[part].flatten()
-            grad_k.flatten(1).index_add_(0, rows, step_k.view(rows.numel(), -1))
-            grad_v.flatten(1).index_add_(0, rows, step_v.view(rows.numel(), -1))
+            grad_k.flatten(1).index_add_(0, rows, step_k.flatten(2).flatten(0, 1))
+            grad_v.flatten(1).index_add_(0, rows, step_v.flatten(2).flatten(0, 1))
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
