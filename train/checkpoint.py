@@ -32,8 +32,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         UserError: no room on the disk. The old file is intact and nothing else is left behind.
     """
-    # In the same folder, because only a rename within one file system is atomic; under a fixed name, so that what a killed
-    # process left is overwritten by the next.
+    # In the same folder, because only a rename within one file system is atomic; under a fixed name, so that the next
+    # run overwrites what a killed one left.
     temporary = path.with_name(f'{path.name}.part')
     try:
         with open(temporary, 'wb') as file:

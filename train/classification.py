@@ -1,8 +1,8 @@
 """Training and scoring of a classifier: one loop.
 
-Accelerate carries device, precision, gradient accumulation and processes; timm the data, optimiser, schedule, average of
-the weights and losses. What is drawn at random in a step is seeded by where in the run the step is (see data.py), so a
-run that stops and goes on ends with the same bits as one that did not.
+Accelerate carries device, precision, gradient accumulation and processes; timm the data, optimiser, schedule, losses
+and average of the weights. What is drawn at random in a step is seeded by where in the run the step is (see data.py),
+so a run that stops and goes on ends with the same bits as one that did not.
 """
 
 import dataclasses
@@ -18,15 +18,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from . import models, report
+from .build import create_optimizer, create_schedule, make_accelerator
 from .checkpoint import load_state, load_weights, read_weights, save_state, save_weights
 from .config import FREE_TO_CHANGE, Config, flatten
 from .console import Interruption, say, track
@@ -97,8 +95,8 @@ def train(config: Config) -> int:
     transform = train_transform(config.data.augment, spec.data)
     loader = TrainLoader(config.data, dataset, transform, config.seed, accumulate, rank, processes)
     scoring = eval_loader(config.data, held_out, eval_transform(spec.data), rank, processes)
-    optimizer = _create_optimizer(config, model, config.data.batch_size * processes * accumulate)
-    schedule = _create_schedule(config, optimizer, loader.batches // accumulate)
+    optimizer = create_optimizer(config, model, config.data.batch_size * processes * accumulate)
+    schedule = create_schedule(config, optimizer, loader.batches // accumulate)
     mixup, criterion = _create_loss(config, num_classes)
     bad = BadImages(config.data.max_bad_images, state['bad_images'] if state else [], say)
 
@@ -273,25 +271,6 @@ def score(config: Config, model: nn.Module, spec: models.ModelSpec, classes: lis
     return evaluate(model.to(accelerator.device), tracked, spec.num_classes, accelerator, bad)
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    available = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
-    device = config.device if config.device != 'auto' else next(name for name, there in available.items() if there)
-    if not available[device]:
-        raise UserError(f'device={device}: there is none here; device=auto takes what there is')
-    accelerator = Accelerator(
-        cpu=device == 'cpu',
-        mixed_precision='no' if config.precision == 'fp32' else config.precision,
-        gradient_accumulation_steps=config.train.grad_accum,
-        dynamo_backend='inductor' if config.train.compile else 'no',
-        step_scheduler_with_optimizer=False,
-    )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise UserError(
-            f'{accelerator.distributed_type.value} is not supported: checkpoints need whole parameters (DDP)'
-        )
-    return accelerator
-
-
 def _create_model(config: Config, num_classes: int, classes: list[str]) -> tuple[nn.Module, models.ModelSpec]:
     asked = config.model
     model = models.create(asked.name, pretrained=asked.pretrained, num_classes=num_classes, **asked.kwargs)
@@ -307,43 +286,6 @@ def _create_model(config: Config, num_classes: int, classes: list[str]) -> tuple
             f'try another data.image_size, or model.kwargs.img_size={size} where the model has that argument'
         ) from error
     return model, spec
-
-
-def _create_optimizer(config: Config, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
-    optim = config.optim
-    try:
-        return create_optimizer_v2(
-            model,
-            opt=optim.name,
-            lr=optim.lr * (batch_size / optim.lr_batch_size if optim.lr_batch_size else 1),
-            weight_decay=optim.weight_decay,
-            momentum=optim.momentum,
-            layer_decay=optim.layer_decay,
-            **({'betas': tuple(optim.betas)} if optim.betas else {}),
-        )
-    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise UserError(f'optim.name={optim.name}: {first_line(error)}') from error
-
-
-def _create_schedule(config: Config, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
-    schedule = config.schedule
-    if schedule.warmup_epochs >= config.train.epochs:
-        raise UserError(
-            f'schedule.warmup_epochs={schedule.warmup_epochs} leaves nothing of {config.train.epochs} epochs'
-        )
-    created, _ = create_scheduler_v2(
-        optimizer,
-        sched=schedule.name,
-        num_epochs=config.train.epochs,
-        decay_epochs=schedule.decay_epochs,
-        decay_rate=schedule.decay_rate,
-        min_lr=schedule.min_lr,
-        warmup_lr=schedule.warmup_lr,
-        warmup_epochs=schedule.warmup_epochs,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
-    return created
 
 
 def _create_loss(config: Config, num_classes: int) -> tuple[Mixup | None, nn.Module]:

@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UserError, first_line, near
 
+_PAIR, _RGB = {'length': 2}, {'length': 3}
+
 
 def _one_of(default: str, *others: str) -> Any:
     return field(default=default, metadata={'choices': (default, *others)})
@@ -40,8 +42,12 @@ class ModelConfig:
 @dataclass(frozen=True)
 class AugmentConfig:
     backend: str = _one_of('timm', 'albumentations', 'none')  # none: the transform of the evaluation
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # area of the random crop, of the image
-    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # width / height of the random crop
+    scale: list[float] = field(
+        default_factory=lambda: [0.08, 1.0], metadata=_PAIR
+    )  # area of the random crop, of the image
+    ratio: list[float] = field(
+        default_factory=lambda: [3 / 4, 4 / 3], metadata=_PAIR
+    )  # width / height of the random crop
     hflip: float = _within(0, 1, 0.5)
     vflip: float = _within(0, 1, 0.0)
     rotate: float = _within(0, 180, 0.0)  # degrees either way; albumentations only
@@ -70,8 +76,8 @@ class DataConfig:
     image_size: int | None = _at_least(1, None)
     interpolation: str | None = None
     crop_pct: float | None = _within(0.01, 1, None)
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    mean: list[float] | None = field(default=None, metadata=_RGB)
+    std: list[float] | None = field(default=None, metadata=_RGB)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -93,7 +99,7 @@ class OptimConfig:
     lr_batch_size: int = _at_least(0, 0)  # lr is for this batch, and scaled to the run's; 0: lr as it is
     weight_decay: float = _at_least(0, 0.05)
     momentum: float = _within(0, 1, 0.9)
-    betas: list[float] | None = None
+    betas: list[float] | None = field(default=None, metadata=_PAIR)
     layer_decay: float | None = _within(0, 1, None)
 
 
@@ -201,7 +207,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f'{path}: no YAML: {first_line(error)}') from None
     if not isinstance(settings, dict):
         raise UserError(f'{path}: expected settings as `key: value`, got a {type(settings).__name__}')
-    return settings
+    return {str(key): value for key, value in settings.items()}
 
 
 def _fields(schema: type, prefix: str = '') -> Iterator[tuple[str, dataclasses.Field]]:
@@ -216,7 +222,9 @@ def _check_keys(settings: Any, schema: type = Config, prefix: str = '') -> None:
     known = {item.name: item.type for item in dataclasses.fields(schema)}
     for key, value in settings.items():
         if key not in known:
-            raise UserError(f'unknown key {prefix + str(key)!r}{near(prefix + str(key), dict(_fields(Config)))}')
+            name = f'{prefix}{key}'
+            hint = near(name, [prefix + sibling for sibling in known]) or near(name, dict(_fields(Config)))
+            raise UserError(f'unknown key {name!r}{hint}')
         expected: Any = known[key]
         if dataclasses.is_dataclass(expected):
             if not isinstance(value, dict):
@@ -240,9 +248,13 @@ def _check_values(config: Config) -> None:
         value: Any = config
         for part in key.split('.'):
             value = getattr(value, part)
-        choices, low, high = (item.metadata.get(name) for name in ('choices', 'low', 'high'))
+        choices, low, high, length = (item.metadata.get(name) for name in ('choices', 'low', 'high', 'length'))
+        if value is None:
+            continue
+        if length and len(value) != length:
+            raise UserError(f'{key}: got {value!r}, expected {length} numbers')
         if choices and value not in choices:
             raise UserError(f'{key}: got {value!r}, expected one of {", ".join(choices)}')
-        if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+        if (low is not None and value < low) or (high is not None and value > high):
             bounds = f'from {low} to {high}' if high is not None else f'at least {low}'
             raise UserError(f'{key}: got {value!r}, expected {bounds}')

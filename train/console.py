@@ -52,7 +52,7 @@ def track(
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as a wish that the loop grants at the end of a step. A second Ctrl-C ends the process at once."""
+    """Ctrl-C and SIGTERM as a wish that the loop grants at the end of a step. A second Ctrl-C quits at once."""
 
     def __init__(self) -> None:
         self.wanted = False

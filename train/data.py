@@ -1,8 +1,8 @@
 """Images for training and scoring: what `data.*` names, read, augmented and put in batches.
 
-Every random choice is drawn from a seed that says where in the run it is made: the order of an epoch from (seed, epoch),
-the augmentation of a sample from (seed, epoch, position in the epoch). So any part of a run can be done again, by any
-number of workers, without the parts before it.
+Every random choice is drawn from a seed that says where in the run it is made: the order of an epoch from (seed,
+epoch), the augmentation of a sample from (seed, epoch, position in the epoch). So any part of a run can be done again,
+by any number of workers, without the parts before it.
 """
 
 import os
@@ -147,8 +147,8 @@ def train_transform(augment: AugmentConfig, data: dict[str, Any]) -> Transform:
     return create_transform(
         data['input_size'],
         is_training=True,
-        scale=tuple(augment.scale),
-        ratio=tuple(augment.ratio),
+        scale=(augment.scale[0], augment.scale[1]),
+        ratio=(augment.ratio[0], augment.ratio[1]),
         hflip=augment.hflip,
         vflip=augment.vflip,
         color_jitter=augment.color_jitter,

@@ -9,12 +9,16 @@ class UserError(Exception):
 
 
 def near(name: str, choices: Iterable[str]) -> str:
-    """'; did you mean ...?' with the choices closest to `name`, or nothing where none is close."""
-    # The last part of a dotted key is what people remember: `lr` finds `optim.lr`.
-    choices = list(choices)
-    exact = [choice for choice in choices if choice.rsplit('.', 1)[-1] == name]
-    found = exact or difflib.get_close_matches(name, choices, n=3, cutoff=0.7)
-    return f'; did you mean {" or ".join(repr(choice) for choice in found[:3])}?' if found else ''
+    """'; did you mean ...?' with the choices closest to `name`, or nothing where none is close.
+
+    Of dotted names the last parts are compared: that is what people remember, so `lr` finds `optim.lr`.
+    """
+    by_last: dict[str, list[str]] = {}
+    for choice in choices:
+        by_last.setdefault(choice.rsplit('.', 1)[-1], []).append(choice)
+    close = difflib.get_close_matches(name.rsplit('.', 1)[-1], by_last, n=3, cutoff=0.7)
+    found = [choice for last in close for choice in by_last[last]][:3]
+    return f'; did you mean {" or ".join(map(repr, found))}?' if found else ''
 
 
 def first_line(error: BaseException) -> str:

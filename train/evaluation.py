@@ -45,7 +45,7 @@ class Scores:
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], num_classes: int, accelerator: Accelerator, bad: BadImages
 ) -> Scores:
-    """Score `model` on all processes' batches together. Images that cannot be read are left out, and counted by `bad`."""
+    """Score `model` on the batches of all processes together. Unreadable images are left out, and counted by `bad`."""
     device = accelerator.device
     top1 = MulticlassAccuracy(num_classes, average='micro', validate_args=False).to(device)
     top5 = MulticlassAccuracy(num_classes, average='micro', top_k=min(5, num_classes), validate_args=False).to(device)
@@ -76,8 +76,8 @@ def evaluate(
     if not images_seen:
         raise UserError('the held-out split has no image that can be read')
     return Scores(
-        top1=100 * float(top1.compute()),
-        top5=100 * float(top5.compute()),
+        top1=round(100 * float(top1.compute()), 4),
+        top5=round(100 * float(top5.compute()), 4),
         loss=float(loss.compute()),
         images=images_seen,
         images_per_second=images_seen / (time.perf_counter() - start),

@@ -1,0 +1,119 @@
+"""Real images, a real command line, and a model small enough to train in a second."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+
+# Two workers of pytest share the machine's cores; one thread each is also what makes their sums comparable.
+torch.set_num_threads(1)
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'}
+
+RECIPE = """
+model:
+  name: biformer_tiny
+  kwargs: {embed_dims: [16, 32], depths: [1, 1], mlp_ratios: [1, 1], head_dim: 8, global_heads: 4, regions: 2,
+           top_k: [2, null], drop_path_rate: 0.2}
+data:
+  batch_size: 8
+  workers: 0
+  image_size: 32
+  augment: {scale: [0.6, 1.0], color_jitter: 0.2}
+train: {epochs: 2}
+optim: {lr: 3.0e-3}
+schedule: {warmup_epochs: 0}
+"""
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def attnzoo(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command line in this process, past its console script."""
+    from attnzoo.train import cli
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, 'argv', ['attnzoo', *map(str, arguments)])
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._shared_state.clear()
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(attnzoo: Callable[..., Result]) -> Callable[..., str]:
+    """Run a command that must fail with one line, and return the line."""
+
+    def run(*arguments: str) -> str:
+        result = attnzoo(*arguments)
+        lines = result.err.strip().splitlines()
+        assert result.code == 1 and len(lines) == 1 and lines[0].startswith('attnzoo: '), result
+        return lines[0].removeprefix('attnzoo: ')
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / 'tiny.yaml'
+    path.write_text(RECIPE)
+    return path
+
+
+def make_images(root: Path, classes: dict[str, tuple[int, int, int]], train: int = 24, val: int = 8) -> Path:
+    """A folder of noisy images, each class around a colour of its own."""
+    rng = np.random.default_rng(0)
+    for split, count in (('train', train), ('val', val)):
+        for name, color in classes.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.asarray(color) + rng.normal(0, 20, (36, 40, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f'{index:02}.png')
+    return root
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return make_images(tmp_path / 'images', {'blue': (40, 40, 200), 'green': (40, 200, 40), 'red': (200, 40, 40)})
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen:
+    """`python -m attnzoo ...` as a process of its own."""
+    command = [sys.executable, '-m', 'attnzoo', *map(str, arguments)]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, env=ENVIRONMENT, **{**pipes, **options})  # type: ignore[call-overload]
+
+
+def signal_when(process: subprocess.Popen, condition: Callable[[], bool], number: signal.Signals) -> Result:
+    """Send a signal once a condition holds, and wait for the end."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    return Result(process.returncode, out, err)
