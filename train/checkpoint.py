@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,13 +131,18 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 def _load_pickle(path: Path) -> Any:
     try:
         # Official checkpoints carry the parsed arguments of their training beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about the protocol of a file that is then refused
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        if found := re.search(r'GLOBAL ([\w.]+)', str(error)):
-            raise UserError(
-                f'{path}: refused: loading it would run code ({found[1]}), and weights need none'
-            ) from error
-        raise UserError(f'{path}: not a PyTorch checkpoint: {first_line(error)}') from error
+        with open(path, 'rb') as file:
+            known = file.read(1) in (b'P', b'\x80')  # as zip files and pickles begin
+        if not known:
+            raise UserError(f'{path}: not a PyTorch checkpoint') from error
+        reason = re.search(r'GLOBAL [\w.]+|Unsupported \w+ \w+', str(error))
+        raise UserError(
+            f'{path}: refused: it holds more than weights, which could run code when loaded '
+            f'({reason[0] if reason else first_line(error)})'
+        ) from error
     except (EOFError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f'{path}: not a PyTorch checkpoint, or a damaged one: {first_line(error)}') from error

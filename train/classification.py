@@ -85,7 +85,9 @@ def train(config: Config) -> int:
     classes = class_names(dataset)
     held_out = open_dataset(config.data, config.data.val_split, classes=classes)
     num_classes = config.model.num_classes or len(classes)
-    if num_classes < max(1, len(classes)):
+    if not num_classes:
+        raise UserError(f'data.format={config.data.format} does not say how many classes it has: set model.num_classes')
+    if num_classes < len(classes):
         raise UserError(f'model.num_classes={config.model.num_classes}, and the data names {len(classes)} classes')
 
     seed_everything(config.seed)

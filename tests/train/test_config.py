@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from attnzoo.train import config
 from attnzoo.train.errors import UserError
 
@@ -86,7 +87,7 @@ def test_a_wrong_override_is_told_in_one_line(override: str, message: str, recip
 def test_a_wrong_file_is_told_in_one_line(text: str, message: str, tmp_path: Path):
     path = tmp_path / 'wrong.yaml'
     path.write_text(text)
-    with pytest.raises(UserError, match='.') as error:
+    with pytest.raises(UserError) as error:
         config.load(str(path))
     assert message in str(error.value)
     assert '\n' not in str(error.value)

@@ -1,0 +1,221 @@
+"""What is read, in what order, and what happens to what cannot be read."""
+
+import dataclasses
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attnzoo.train import data
+from attnzoo.train.config import AugmentConfig, DataConfig
+from attnzoo.train.errors import UserError
+
+LOOK = {
+    'input_size': (3, 32, 32),
+    'interpolation': 'bicubic',
+    'mean': (0.5, 0.5, 0.5),
+    'std': (0.5, 0.5, 0.5),
+    'crop_pct': 1.0,
+    'crop_mode': 'center',
+}
+
+
+def loader(config: DataConfig, *, seed: int = 0, accumulate: int = 1, rank: int = 0, processes: int = 1):
+    dataset = data.open_dataset(config, config.train_split)
+    transform = data.train_transform(config.augment, LOOK)
+    return data.TrainLoader(config, dataset, transform, seed, accumulate, rank, processes)
+
+
+def same(one: list[data.Batch], other: list[data.Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_digits_are_split_by_class_and_the_same_for_everyone():
+    train, held_out = data.Digits('train'), data.Digits('validation')
+    assert (len(train), len(held_out)) == (1437, 360)
+    assert not set(train.indices) & set(held_out.indices)
+    counts = Counter(held_out[index][1] for index in range(360))
+    assert sorted(counts) == list(range(10)) and set(counts.values()) <= {35, 36, 37}
+    assert train[0][0].size == (8, 8) and train.pixels.max() == 255
+
+
+@pytest.mark.parametrize('augment', [AugmentConfig(auto_augment='rand-m9-mstd0.5-inc1', erase=0.5), 'albumentations'])
+def test_the_rest_of_an_epoch_is_the_same_for_any_number_of_workers(augment, images: Path):
+    if augment == 'albumentations':
+        augment = AugmentConfig(backend='albumentations', rotate=20, erase=0.5)
+    config = DataConfig(root=str(images), batch_size=8, workers=0, augment=augment)
+    whole = list(loader(config).epoch(1, 0))
+    assert len(whole) == 9
+    assert same(whole[3:], list(loader(config).epoch(1, 3)))
+    assert same(whole, list(loader(dataclasses.replace(config, workers=2)).epoch(1, 0)))
+    assert not same(whole, list(loader(config).epoch(2, 0)))
+    assert not same(whole, list(loader(config, seed=1).epoch(1, 0)))
+
+
+def test_processes_share_an_epoch_without_overlap():
+    config = DataConfig(batch_size=64, workers=0)
+    shares = [loader(config, rank=rank, processes=2) for rank in range(2)]
+    assert [share.batches for share in shares] == [11, 11]
+    keys = [key for share in shares for key in share.order]
+    assert len(keys) == len({index for _, _, index in keys}) == 11 * 64 * 2
+
+
+def test_batches_are_full_and_an_epoch_is_whole_steps():
+    assert loader(DataConfig(batch_size=64, workers=0), accumulate=4).batches == 20
+    few = loader(DataConfig(batch_size=1000, workers=0), accumulate=2)
+    assert few.batches == 2
+    assert Counter(index for _, _, index in few.order).most_common()[-1][1] == 1
+    assert len(few.order) == 2000
+
+
+def test_repeated_augmentation_shows_fewer_images_in_other_views():
+    config = DataConfig(batch_size=64, workers=0, augment=AugmentConfig(repeats=3))
+    repeated = loader(config)
+    counts = Counter(index for _, _, index in repeated.order)
+    assert len(repeated.order) == 22 * 64 and len(counts) == -(-22 * 64 // 3)
+    images = next(repeated.epoch(0, 0))[0]
+    assert not torch.equal(images[0], images[1])
+
+
+def test_evaluation_sees_every_image_once_in_order(images: Path):
+    config = DataConfig(root=str(images), batch_size=5, workers=0)
+    dataset = data.open_dataset(config, 'validation')
+    assert data.class_names(dataset) == ['blue', 'green', 'red']
+    transform = data.eval_transform(LOOK)
+    for processes in (1, 2):
+        shares = [data.eval_loader(config, dataset, transform, rank, processes) for rank in range(processes)]
+        labels = torch.cat([labels for share in shares for _, labels, _ in share])
+        assert torch.equal(labels.sort().values, torch.arange(3).repeat_interleave(8))
+
+
+def spoil(images: Path) -> list[str]:
+    """Three files that cannot be read: cut off, no image at all, nothing in it."""
+    spoilt = [images / 'train' / 'red' / f'{index:02}.png' for index in range(3)]
+    spoilt[0].write_bytes(spoilt[0].read_bytes()[:500])
+    spoilt[1].write_bytes(b'this is no image')
+    spoilt[2].write_bytes(b'')
+    return [f'red/{path.name}' for path in spoilt]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_unreadable_images_are_named_and_others_stand_in(workers: int, images: Path):
+    names = spoil(images)
+    config = DataConfig(root=str(images), batch_size=8, workers=workers)
+    told: list[str] = []
+    bad = data.BadImages(limit=3, known=[], tell=told.append)
+    source = loader(config)
+    for epoch in (0, 1):
+        for batch, labels, problems in source.epoch(epoch, 0):
+            assert len(batch) == len(labels) == 8
+            bad.add(problems)
+    assert sorted(problem.split(':')[0] for problem in bad.names) == names
+    assert len(told) == 3 and all(line.startswith('cannot read image red/') for line in told)
+    assert '(3 so far)' in told[-1]
+
+
+def test_more_unreadable_images_than_the_limit_end_the_run(
+    images: Path, recipe: Path, tmp_path: Path, refused, attnzoo
+):
+    spoil(images)
+    arguments = ('train', recipe, f'data.root={images}', f'output={tmp_path / "run"}', 'train.epochs=1')
+    line = refused(*arguments, 'data.max_bad_images=2')
+    assert '3 images cannot be read, more than data.max_bad_images=2; the last is red/' in line
+    result = attnzoo(*arguments, 'data.max_bad_images=3')
+    assert result.code == 0, result
+    assert result.out.count('cannot read image red/') == 3
+    assert len(json.loads((tmp_path / 'run' / 'summary.json').read_text())['bad_images']) == 3
+
+
+def test_evaluation_leaves_unreadable_images_out(images: Path, recipe: Path, tmp_path: Path, attnzoo):
+    (images / 'val' / 'red' / '00.png').write_bytes(b'')
+    run = tmp_path / 'run'
+    assert attnzoo('train', recipe, f'data.root={images}', f'output={run}', 'train.epochs=1').code == 0
+    assert json.loads((run / 'summary.json').read_text())['images'] == 23
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (['data.root=nowhere'], 'data.root=nowhere: no such folder'),
+        (['data.format=folder'], 'data.root is empty; data.format=folder needs data.root=PATH'),
+        (['data.root={empty}'], 'no folder train or training in it, but nothing'),
+        (['data.root={images}/train'], 'no folder train or training in it, but blue, green, red'),
+        (['data.root={hollow}'], 'Found 0 images in subfolders of'),
+        (['data.format=hfds/nobody/nothing'], "needs the package 'datasets': pip install datasets"),
+        (['data.format=wds/', 'data.root={empty}'], 'data.format=wds/'),
+        (['data.format=nonsense/x'], 'data.format=nonsense/x'),
+        (['data.root={images}', 'model.num_classes=2'], 'model.num_classes=2, and the data names 3 classes'),
+        (['data.augment.rotate=5'], 'data.augment.rotate needs data.augment.backend=albumentations'),
+        (
+            ['data.augment.backend=albumentations', 'data.augment.auto_augment=rand-m9'],
+            'data.augment.auto_augment needs data.augment.backend=timm',
+        ),
+        (['data.batch_size=7', 'data.augment.mixup=1'], 'data.batch_size=7: Mixup and CutMix pair images'),
+    ],
+)
+def test_data_that_cannot_be_used_is_told_in_one_line(settings, message, images, recipe, tmp_path, refused):
+    (tmp_path / 'empty').mkdir()
+    for split in ('train', 'val'):
+        (tmp_path / 'hollow' / split / 'red').mkdir(parents=True)
+    places = {'empty': tmp_path / 'empty', 'hollow': tmp_path / 'hollow', 'images': images}
+    settings = [setting.format(**places) for setting in settings]
+    assert message in refused('train', recipe, f'output={tmp_path / "run"}', *settings)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Four tar files of 12 labelled images, as webdataset keeps them; the last one is for validation."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / 'shards'
+    root.mkdir()
+    for shard in range(4):
+        with tarfile.open(root / f'digits-{shard}.tar', 'w') as tar:
+            for index in range(12):
+                label = index % 3
+                pixels = rng.normal(60, 10, (16, 16, 3))
+                pixels[..., label] += 120
+                image = io.BytesIO()
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image, 'png')
+                for ending, content in (('png', image.getvalue()), ('cls', str(label).encode())):
+                    entry = tarfile.TarInfo(f'{shard}{index:03}.{ending}')
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    return root
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_stream_goes_on_where_it_stopped(workers: int, shards: Path):
+    config = DataConfig(
+        root=str(shards), format='wds/', train_split='digits-{0..2}.tar|36', batch_size=4, workers=workers
+    )
+    whole = list(loader(config).epoch(1, 0))
+    assert len(whole) == loader(config).batches
+    assert same(whole[2:], list(loader(config).epoch(1, 2)))
+    assert not same(whole, list(loader(config).epoch(2, 0)))
+
+
+def test_webdataset_shards_train_and_score(shards: Path, recipe: Path, tmp_path: Path, attnzoo, refused):
+    run = tmp_path / 'run'
+    arguments = (
+        *('train', recipe, f'output={run}', 'data.format=wds/', f'data.root={shards}', 'data.batch_size=4'),
+        *('data.train_split=digits-{0..2}.tar|36', 'data.val_split=digits-3.tar|12', 'train.epochs=3'),
+    )
+    assert 'set model.num_classes' in refused(*arguments)
+    result = attnzoo(*arguments, 'model.num_classes=3')
+    assert result.code == 0, result
+    summary = json.loads((run / 'summary.json').read_text())
+    assert summary['images'] == 12 and summary['top1'] > 60
+
+
+def test_a_package_of_timm_that_is_missing_is_named():
+    with pytest.raises(UserError, match='pip install datasets'):
+        data.open_dataset(DataConfig(format='hfds/nobody/nothing'), 'train')
