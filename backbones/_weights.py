@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
+
+ModelT = TypeVar('ModelT', bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def checkpoint_filter(model: nn.Module) -> Callable[[dict[str, Any], nn.Module],
     return getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', lambda state_dict, _: state_dict)
 
 
-def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs) -> nn.Module:
+def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, **kwargs) -> ModelT:
     """timm's `build_model_with_cfg`, plus the weights that only a file can give."""
     if pretrained:
         cfg = resolve_pretrained_cfg(

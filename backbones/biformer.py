@@ -10,7 +10,7 @@ whose checkpoints load through `checkpoint_filter_fn`.
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -139,7 +139,9 @@ class BiFormer(nn.Module):
         plain = layout == 'biformer'
         self.stem = _conv_stem(in_chans, embed_dims[0], **dd) if plain else _patch_stem(in_chans, embed_dims[0], **dd)
         stages = []
-        drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drop_path_rates = cast(
+            list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        )
         for i, (dim, depth, mlp_ratio, k) in enumerate(zip(embed_dims, depths, mlp_ratios, top_k, strict=True)):
             downsample = nn.Identity() if i == 0 else (_downsample if plain else _merge)(embed_dims[i - 1], dim, **dd)
             blocks = []
@@ -155,7 +157,7 @@ class BiFormer(nn.Module):
             stages.append(BiFormerStage(downsample, blocks))
             self.feature_info.append(dict(num_chs=dim, reduction=2 ** (i + 2), module=f'stages.{i}'))
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(self.num_features, **dd)
+        self.norm: nn.Module = nn.BatchNorm2d(self.num_features, **dd)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
         self.init_weights(needs_reset=False)
@@ -187,7 +189,7 @@ class BiFormer(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
-        for stage in self.stages:
+        for stage in cast(list[BiFormerStage], self.stages):
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore

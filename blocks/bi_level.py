@@ -135,12 +135,12 @@ def region_grid(
 ) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Regions along each axis, the padded map that they divide, and how many of them a route can name."""
     rows, columns = regions, regions
+    # Rounding up by adding first: symbolic shapes (torch.compile) know no remainder of a negative number.
+    region_h, region_w = (height + regions - 1) // regions, (width + regions - 1) // regions
     if by_size:
-        rows = -(-height // max(1, height // regions))
-        columns = -(-width // max(1, width // regions))
-        padded = (rows * max(1, height // regions), columns * max(1, width // regions))
-    else:
-        padded = (height + (-height) % regions, width + (-width) % regions)
+        region_h, region_w = max(1, height // regions), max(1, width // regions)
+        rows, columns = (height + region_h - 1) // region_h, (width + region_w - 1) // region_w
+    padded = (rows * region_h, columns * region_w)
     return (rows, columns), padded, min(top_k, rows * columns)
 
 

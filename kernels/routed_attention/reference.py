@@ -226,11 +226,12 @@ class _StepwiseAttention(torch.autograd.Function):
             return *grads, None, None, None, None
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for part in _steps(k, v, index):
-            step = [q[part], _gather(k, index[part]), _gather(v, index[part])]
-            step = [x.detach().requires_grad_() for x in step]
+            q_step = q[part].detach().requires_grad_()
+            k_step = _gather(k, index[part]).detach().requires_grad_()
+            v_step = _gather(v, index[part]).detach().requires_grad_()
             with torch.enable_grad():
-                out = _attend_gathered(*step, ctx.scale, _part(factors, part), _part(bias, part))
-            step_q, step_k, step_v = torch.autograd.grad(out, step, grad[part])
+                out = _attend_gathered(q_step, k_step, v_step, ctx.scale, _part(factors, part), _part(bias, part))
+            step_q, step_k, step_v = torch.autograd.grad(out, (q_step, k_step, v_step), grad[part])
             grad_q[part] = step_q
             rows = index[part].flatten()
             grad_k.flatten(1).index_add_(0, rows, step_k.flatten(2).flatten(0, 1))

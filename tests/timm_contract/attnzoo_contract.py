@@ -1,0 +1,47 @@
+"""A pytest plugin that points timm's own model tests at our models (`pytest -p attnzoo_contract`).
+
+The tests choose models with `timm.list_models` when they are collected, so this module must be imported before them.
+The environment variable ATTNZOO_CONTRACT_MODELS holds the names to test, separated by commas.
+"""
+
+import os
+
+import timm
+import timm.models._registry as registry
+
+_before = set(timm.list_models())
+
+import attnzoo  # noqa: E402, F401  (registers our models)
+
+OURS = set(timm.list_models()) - _before
+WANTED = set(os.environ['ATTNZOO_CONTRACT_MODELS'].split(','))
+if unknown := WANTED - OURS:
+    raise SystemExit(f'ATTNZOO_CONTRACT_MODELS: not registered by attnzoo: {sorted(unknown)}')
+
+# Some tests choose by the name of the module that defines the model; ours have to be among those names.
+_modules = sorted({registry._model_to_module[name] for name in OURS})
+_list_models = timm.list_models
+
+
+def list_ours(*args, module='', **kwargs):
+    """timm.list_models, restricted to the wanted models; none count as pretrained, for nothing can be downloaded."""
+    if kwargs.get('pretrained'):
+        return []
+    names = _list_models(*args, module=[*module, *_modules] if module else module, **kwargs)
+    return [name for name in names if name.split('.')[0] in WANTED]
+
+
+timm.list_models = list_ours
+timm.list_pretrained = lambda *args, **kwargs: []
+
+
+def pytest_collection_modifyitems(config, items):
+    """Drop the tests of timm's own models (they have no `model_name` of ours)."""
+    ours = [item for item in items if _model_of(item) in WANTED]
+    config.hook.pytest_deselected(items=[item for item in items if _model_of(item) not in WANTED])
+    items[:] = ours
+
+
+def _model_of(item):
+    params = getattr(item, 'callspec', None) and item.callspec.params
+    return str((params or {}).get('model_name', '')).split('.')[0]
