@@ -158,8 +158,3 @@ def pool_regions(x: Tensor, regions: tuple[int, int], size: int) -> Tensor:
     """Average each region of a map [B, H, W, C] down to size x size tokens."""
     x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (regions[0] * size, regions[1] * size))
     return x.permute(0, 2, 3, 1)
-
-
-# The kernels know nothing of timm; here is where its tracer learns not to look inside them.
-register_notrace_function(route_regions)
-register_notrace_function(routed_attention)
