@@ -10,6 +10,8 @@ import os
 import torch
 from torch import Tensor
 
+from . import _launch
+
 BACKENDS = ('auto', 'triton', 'torch')
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,6 +66,8 @@ def use_triton(op: str, backend: str, tensor: Tensor, obstacle: str | None = Non
 
 
 def _obstacle(tensor: Tensor, asked: bool) -> str | None:
+    if _launch.on_paper():
+        return None
     if not tensor.is_cuda and not (asked and _INTERPRET and tensor.device.type == 'cpu'):
         return f'the tensors are on the device {tensor.device.type!r}'
     if not has_triton():
@@ -87,3 +91,11 @@ def has_triton() -> bool:
 @functools.cache
 def _capable(device: int) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def through_op() -> bool:
+    """Whether a kernel is called as a registered op: in a graph, or where a mode watches (FLOP counts, fake tensors).
+
+    Plain eager calls launch it directly, because the way through the op takes longer than a small kernel does.
+    """
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0

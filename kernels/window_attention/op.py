@@ -1,9 +1,11 @@
 """`window_attention`: validation and dispatch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._dispatch import use_triton
+from attnzoo.kernels._dispatch import through_op, use_triton
 
 from .reference import window_attention_reference
 
@@ -75,14 +77,85 @@ def window_attention(
             q, k, v, num_heads, window, partition, dilation, shift, qkv_layout,
             bias, bias_index, scale, cosine_scale, padding,
         )  # fmt: skip
-        use_triton('window_attention', backend, q, 'its kernel is not written yet')
     if partition == 'grid':
         size = q.shape if k is None else k.shape
         dilation = ((size[1] + window[0] - 1) // window[0], (size[2] + window[1] - 1) // window[1])
+    if not torch.jit.is_scripting():
+        head_dim = q.shape[-1] // num_heads // (3 if k is None else 1)
+        if use_triton('window_attention', backend, q, _obstacle(head_dim, window[0] * window[1])):
+            return _run_kernel(
+                q, k, v, bias, bias_index, cosine_scale, padding,
+                num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale,
+            )  # fmt: skip
     return window_attention_reference(
-        q, k, v, num_heads, window, dilation, shift, pad_after_shift, qkv_layout,
-        bias, bias_index, scale, cosine_scale, padding,
+        q, k, v, bias, bias_index, cosine_scale, padding,
+        num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale,
     )  # fmt: skip
+
+
+def _run_kernel(*arguments: Any) -> Tensor:
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+        return _WindowAttention.apply(*arguments)
+    return _forward(*arguments, keep_lse=False)[0]
+
+
+class _WindowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        out, lse = _forward(*arguments, keep_lse=True)
+        # What a window of one tile needs in the backward pass is computed again from q, k and v.
+        ctx.save_for_backward(*arguments[:7], out if lse.numel() else None, lse)
+        ctx.settings = arguments[7:]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, out, lse = ctx.saved_tensors
+        _, _, _, bias, _, cosine, padding = ctx.needs_input_grad[:7]
+        grads = _backward(d_out, out, lse, *tensors, *ctx.settings, needs=[bias, cosine, padding])
+        dq, dk, dv, d_bias, d_cosine, d_padding = (grad if grad.numel() else None for grad in grads)
+        return dq, dk, dv, d_bias, None, d_cosine, d_padding, *(None for _ in ctx.settings)
+
+
+def _forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
+    if through_op():
+        return torch.ops.attnzoo.window_attention(*arguments, keep_lse)
+    from .kernel import forward  # here, because Triton may be missing
+
+    return forward(*arguments, keep_lse=keep_lse)
+
+
+def _backward(d_out: Tensor, out: Tensor | None, lse: Tensor, *arguments: Any, needs: list[bool]) -> tuple[Tensor, ...]:
+    if through_op():
+        return torch.ops.attnzoo.window_attention_backward(d_out, out, lse, *arguments, needs)
+    from .kernel import backward
+
+    return backward(d_out, out, lse, *arguments, needs=needs)
+
+
+_ARGUMENTS = (
+    'Tensor q, Tensor? k, Tensor? v, Tensor? bias, Tensor? bias_index, Tensor? cosine_scale, Tensor? padding, '
+    'int num_heads, int[2] window, int[2] dilation, int[2] shift, bool pad_after_shift, str qkv_layout, float? scale'
+)
+torch.library.define('attnzoo::window_attention', f'({_ARGUMENTS}, bool keep_lse) -> (Tensor, Tensor)')
+torch.library.define(
+    'attnzoo::window_attention_backward',
+    f'(Tensor d_out, Tensor? out, Tensor lse, {_ARGUMENTS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+)
+
+
+@torch.library.impl('attnzoo::window_attention', 'CompositeExplicitAutograd')
+def _forward_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from .kernel import forward
+
+    return forward(*arguments[:-1], keep_lse=arguments[-1])
+
+
+@torch.library.impl('attnzoo::window_attention_backward', 'CompositeExplicitAutograd')
+def _backward_op(*arguments: Any) -> tuple[Tensor, ...]:
+    from .kernel import backward
+
+    return backward(*arguments[:-1], needs=arguments[-1])
 
 
 def _check(
@@ -163,3 +236,11 @@ def _check(
     for name, x in others.items():
         if x is not None and x.device != q.device:
             raise ValueError(f'{name}: expected the device of q, {q.device}, got {x.device}')
+
+
+def _obstacle(head_dim: int, tokens: int) -> str | None:
+    if head_dim > 128:
+        return f'its kernel takes heads of up to 128 channels, not {head_dim}'
+    if tokens > 256:
+        return f'its kernel takes windows of up to 256 tokens, not {tokens}'
+    return None

@@ -47,17 +47,17 @@ def window_attention_reference(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
+    bias: Tensor | None,
+    bias_index: Tensor | None,
+    cosine_scale: Tensor | None,
+    padding: Tensor | None,
     num_heads: int,
     window: tuple[int, int],
     dilation: tuple[int, int],
     shift: tuple[int, int],
     pad_after_shift: bool,
     qkv_layout: str,
-    bias: Tensor | None,
-    bias_index: Tensor | None,
     scale: float | None,
-    cosine_scale: Tensor | None,
-    padding: Tensor | None,
 ) -> Tensor:
     """The op on arguments that `window_attention` has checked, with the partition resolved to a dilation."""
     q, k, v = split_heads(q, k, v, num_heads, qkv_layout)
@@ -202,7 +202,7 @@ def _attend(
 
     # Products of contiguous batches: faster than SDPA on a CPU at 49 tokens, and they give the bias its gradient.
     if cosine_scale is not None:
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        q, k = _normalize(q), _normalize(k)
     scores = torch.bmm(q, k.transpose(1, 2)).view(-1, heads, tokens, tokens)
     if cosine_scale is not None:
         scores = scores * cosine_scale.to(scores.dtype).view(heads, 1, 1)
@@ -215,6 +215,12 @@ def _attend(
         scores = scores.view(batch, cut.groups, heads, tokens, tokens) + mask.unsqueeze(1)
     out = torch.bmm(scores.softmax(-1).to(v.dtype).view(-1, tokens, tokens), v)
     return _to_map(out, cut, batch, heads)
+
+
+def _normalize(x: Tensor) -> Tensor:
+    if x.element_size() > 2:
+        return F.normalize(x, dim=-1)
+    return F.normalize(x.float(), dim=-1).to(x.dtype)  # the floor of the norm is zero in float16: padding would be NaN
 
 
 def _to_windows(x: Tensor, cut: Partition, padding: Tensor | None) -> Tensor:

@@ -1,0 +1,71 @@
+"""Launching kernels: on the device, or on paper, so that they can be compiled for a device that is not there."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """One launch as it was asked for: arguments by name, tensors on the meta device."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Target(NamedTuple):
+    """What a launcher picks its tiles by."""
+
+    backend: str  # 'cuda' or 'hip'
+    arch: int | str  # 90 for compute capability 9.0, 'gfx942'
+    multiprocessors: int
+
+
+_INTERPRETER = Target('cuda', 80, 2)  # few programs, so that each of them takes several turns even on a small map
+_paper: tuple[Target, list[Launch]] | None = None
+
+
+@contextmanager
+def recording(target: Target) -> Iterator[list[Launch]]:
+    """Launches in this context run nothing: they are collected as they would be on the target."""
+    global _paper
+    _paper = (target, [])
+    try:
+        yield _paper[1]
+    finally:
+        _paper = None
+
+
+def on_paper() -> bool:
+    return _paper is not None
+
+
+def target_of(tensor: Tensor) -> Target:
+    """The device that kernels on this tensor run on."""
+    if _paper is not None:
+        return _paper[0]
+    return _device_target(tensor.device.index) if tensor.is_cuda else _INTERPRETER
+
+
+@functools.cache
+def _device_target(device: int) -> Target:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return Target('hip', properties.gcnArchName.split(':')[0], properties.multi_processor_count)
+    return Target('cuda', properties.major * 10 + properties.minor, properties.multi_processor_count)
+
+
+def launch(kernel: Any, programs: int, arguments: dict[str, Any], **options: Any) -> None:
+    """Runs `programs` instances of a kernel on the device of its first tensor; none for an empty input."""
+    options = {'enable_fp_fusion': True, **options}
+    if _paper is not None:
+        _paper[1].append(Launch(kernel, arguments, options))
+    elif programs > 0:
+        first = next(argument for argument in arguments.values() if isinstance(argument, Tensor))
+        # device(-1), which a CPU tensor gets, changes nothing
+        with torch.cuda.device(first.device.index if first.is_cuda else -1):
+            kernel[(programs,)](**arguments, **options)

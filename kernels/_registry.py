@@ -1,0 +1,52 @@
+"""The ops that have kernels: where the benchmark, the compilation report and the tests find them.
+
+An op joins with a line in `OPS` and a module that holds `CASES`, the shapes that it is compiled and timed at.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPS = {
+    'window_attention': 'attnzoo.kernels.window_attention.cases',
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op at a published shape.
+
+    Attributes:
+        name: Where the shape is from, such as 'Swin-T stage 1'.
+        shape: The shape in words, as reports print it.
+        function: The op's public function.
+        inputs: Arguments of the function, made for a batch size, device and dtype. Tensors that get gradients require them.
+        floor_bytes: What forward and backward must move at least, made of the inputs: each map is read and written once.
+        rivals: Other ways to the same result, by name: called with the same inputs.
+        all_dtypes: Whether it is compiled in float16 and float32 too, not in bfloat16 only.
+        batch: Images of a timed call on a GPU.
+    """
+
+    name: str
+    shape: str
+    function: Callable[..., Tensor]
+    inputs: Callable[[int, torch.device | str, torch.dtype], dict[str, Any]]
+    floor_bytes: Callable[[dict[str, Any]], tuple[int, int]]
+    rivals: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    all_dtypes: bool = False
+    batch: int = 64
+
+
+def cases(op: str) -> tuple[Case, ...]:
+    """The cases of an op.
+
+    Raises:
+        ValueError: There is no such op; the message names those there are.
+    """
+    if op not in OPS:
+        raise ValueError(f'op: expected one of {", ".join(OPS)}, got {op!r}')
+    return importlib.import_module(OPS[op]).CASES
