@@ -1,0 +1,37 @@
+"""The rivals that benchmarks time compute what they are said to compute."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from attnzoo.kernels import route_regions, routed_attention
+
+
+def test_the_official_formulation_is_the_same_function(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / 'benchmarks'))
+    from official_attention import routed_attention as official
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 14, 14, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    routes, _ = route_regions(q, k, (7, 7), 4)
+    arguments = dict(num_heads=2, regions=(7, 7), scale=0.25)
+    out, expected = official(q, k, v, routes, **arguments), routed_attention(q, k, v, routes, **arguments)
+    torch.testing.assert_close(out, expected)
+    gradient = torch.randn_like(out)
+    for mine, true in zip(
+        torch.autograd.grad(out, (q, k, v), gradient), torch.autograd.grad(expected, (q, k, v), gradient), strict=True
+    ):
+        torch.testing.assert_close(mine, true)
+
+
+@pytest.mark.slow
+def test_efficiency_is_reported_for_a_model(root, tmp_path):
+    command = [sys.executable, 'benchmarks/model_efficiency.py', 'biformer_tiny', '--batch', '1', '--json']
+    report = tmp_path / 'report.json'
+    subprocess.run([*command, report], cwd=root, check=True)
+    row = json.loads(report.read_text())['rows']['biformer_tiny']
+    assert row['forward_efficiency'] > 0 and row['forward_backward_efficiency'] > 0
+    assert row['forward_backward_peak_tensor_bytes'] > row['forward_peak_tensor_bytes'] > 0
