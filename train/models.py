@@ -28,8 +28,8 @@ class ModelSpec:
     classes: list[str]  # empty where nobody has named them
 
     def metadata(self, **facts: Any) -> dict[str, str]:
-        """The spec and further facts, as safetensors keeps them."""
-        return {METADATA_KEY: json.dumps(asdict(self)), **{key: json.dumps(value) for key, value in facts.items()}}
+        """The spec and further facts, as safetensors keeps them: under one key, for it writes several in any order."""
+        return {METADATA_KEY: json.dumps({'model': asdict(self), **facts})}
 
     def class_name(self, index: int) -> str:
         return self.classes[index] if self.classes else f'class {index}'
@@ -80,7 +80,7 @@ def load(target: str) -> tuple[nn.Module, ModelSpec, str]:
         state, metadata = read_weights(path)
         if METADATA_KEY not in metadata:
             raise UserError(f'{path}: does not say which model it is; `attnzoo convert {path} DST --model NAME` does')
-        spec = ModelSpec(**json.loads(metadata[METADATA_KEY]))
+        spec = ModelSpec(**json.loads(metadata[METADATA_KEY])['model'])
         model = create(spec.name, num_classes=spec.num_classes, **spec.kwargs)
         load_weights(model, state, str(path))
         return model, spec, str(path)

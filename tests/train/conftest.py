@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from PIL import Image
 
 # Two workers of pytest share the machine's cores; one thread each is also what makes their sums comparable.
 torch.set_num_threads(1)
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'}
 
 RECIPE = """
 model:
@@ -100,20 +100,40 @@ def images(tmp_path: Path) -> Path:
     return make_images(tmp_path / 'images', {'blue': (40, 40, 200), 'green': (40, 200, 40), 'red': (200, 40, 40)})
 
 
-def start(*arguments: object, **options: object) -> subprocess.Popen:
+@pytest.fixture(scope='session')
+def environment() -> dict[str, str]:
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'}
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen]]:
     """`python -m attnzoo ...` as a process of its own."""
-    command = [sys.executable, '-m', 'attnzoo', *map(str, arguments)]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(command, env=ENVIRONMENT, **{**pipes, **options})  # type: ignore[call-overload]
+    started = []
+
+    def run(*arguments: object, **options: Any) -> subprocess.Popen:
+        command = [sys.executable, '-m', 'attnzoo', *map(str, arguments)]
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        started.append(subprocess.Popen(command, env=environment, **pipes, **options))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def signal_when(process: subprocess.Popen, condition: Callable[[], bool], number: signal.Signals) -> Result:
-    """Send a signal once a condition holds, and wait for the end."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    return Result(process.returncode, out, err)
+@pytest.fixture(scope='session')
+def stop() -> Callable[..., Result]:
+    """Send a signal to a process once a condition holds, and wait for its end."""
+
+    def run(process: subprocess.Popen, number: signal.Signals, condition: Callable[[], bool]) -> Result:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        return Result(process.returncode, out, err)
+
+    return run

@@ -1,0 +1,162 @@
+"""A run that stops, by whatever hand, goes on to the same bits as one that does not."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attnzoo.train.checkpoint import load_state
+
+# Everything that draws random numbers, and everything that a step carries over to the next.
+EVERYTHING = (
+    *('train.epochs=4', 'train.ema=0.9', 'train.grad_accum=2', 'train.clip=1', 'data.batch_size=4'),
+    *('data.augment.mixup=0.8', 'data.augment.cutmix=1.0', 'data.augment.erase=0.3', 'schedule.warmup_epochs=1'),
+)
+TIMM = 'data.augment.auto_augment=rand-m9-mstd0.5-inc1'
+ALBUMENTATIONS = ('data.augment.backend=albumentations', 'data.augment.rotate=20')
+
+
+def flat(value: Any, prefix: str = '') -> dict[str, Any]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {name: leaf for key, item in items for name, leaf in flat(item, f'{prefix}.{key}').items()}
+    return {prefix: value}
+
+
+def assert_same_end(run: Path, other: Path):
+    """Weights, their average, the optimiser's state, the progress and the metrics: equal to the bit."""
+    one, two = (flat(load_state(path / 'last.state')) for path in (run, other))
+    assert one.keys() == two.keys() and any('exp_avg' in key for key in one)
+    for key, value in one.items():
+        if key == '.progress.seconds' or key.startswith(('.config.output', '.config.resume', '.config.data.workers')):
+            continue
+        assert torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key], key
+    timed = {'seconds', 'images_per_second'}
+    lines = [[json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()] for path in (run, other)]
+    assert len(lines[0]) == 4
+    for first, second in zip(*lines, strict=True):
+        assert {key: first[key] for key in first.keys() - timed} == {key: second[key] for key in second.keys() - timed}
+    assert (run / 'best.safetensors').read_bytes() == (other / 'best.safetensors').read_bytes()
+
+
+def lines_of(run: Path) -> int:
+    path = run / 'metrics.jsonl'
+    return path.read_text().count('\n') if path.exists() else 0
+
+
+@pytest.fixture
+def arguments(recipe: Path, images: Path) -> tuple[str, ...]:
+    return ('train', str(recipe), f'data.root={images}', *EVERYTHING)
+
+
+@pytest.mark.parametrize(('augment', 'workers'), [((TIMM,), 0), ((TIMM,), 2), (ALBUMENTATIONS, 0)])
+def test_ctrl_c_in_an_epoch_and_resume_end_with_the_same_bits(
+    augment, workers, arguments, tmp_path, start, stop, attnzoo
+):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    assert attnzoo(*arguments, *augment, f'output={whole}').code == 0
+    command = (*arguments, *augment, f'output={broken}', f'data.workers={workers}')
+    stopped = stop(start(*command), signal.SIGINT, lambda: lines_of(broken) >= 1)
+    assert stopped.code == 130, stopped
+    last = stopped.out.strip().splitlines()[-2:]
+    assert last[0].startswith('stopped in epoch ') and last[1].startswith('to go on: attnzoo train '), stopped
+    assert last[1].endswith('resume=auto')
+    progress = load_state(broken / 'last.state')['progress']
+    assert progress['epoch'] < 4
+    resumed = attnzoo(*command)
+    assert resumed.code == 0 and f'going on from {broken}: epoch {progress["epoch"] + 1}' in resumed.out
+    assert_same_end(whole, broken)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(arguments, tmp_path, start, stop, attnzoo):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    assert attnzoo(*arguments, f'output={whole}').code == 0
+    process = start(*arguments, f'output={killed}', 'data.workers=1')
+    assert stop(process, signal.SIGKILL, (killed / 'last.state').exists).code == -signal.SIGKILL
+    assert load_state(killed / 'last.state')['progress']['epoch'] >= 1
+    assert attnzoo(*arguments, f'output={killed}').code == 0
+    assert_same_end(whole, killed)
+
+
+def test_a_run_goes_on_in_another_folder(arguments, tmp_path, start, stop, attnzoo):
+    first, second, whole = tmp_path / 'first', tmp_path / 'second', tmp_path / 'whole'
+    process = start(*arguments, f'output={first}')
+    assert stop(process, signal.SIGTERM, lambda: lines_of(first) >= 1).code == 130
+    before = (first / 'last.state').read_bytes()
+    assert attnzoo(*arguments, f'output={second}', f'resume={first}').code == 0
+    assert attnzoo(*arguments, f'output={whole}').code == 0
+    assert_same_end(whole, second)
+    assert (first / 'last.state').read_bytes() == before
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_its_checkpoint_intact(arguments, tmp_path, start, stop, attnzoo):
+    """The operating system refuses files above 24 KiB, as it refuses any on a full disk."""
+    run = tmp_path / 'run'
+    assert stop(start(*arguments, f'output={run}'), signal.SIGINT, lambda: lines_of(run) >= 1).code == 130
+    before = {name: (run / name).read_bytes() for name in ('last.state', 'last.safetensors', 'best.safetensors')}
+    process = start(
+        *arguments,
+        f'output={run}',
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (24 * 1024, 24 * 1024)),
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, (out, err)
+    assert err.strip().count('\n') == 0 and err.startswith(f'attnzoo: cannot write {run}/'), err
+    assert 'the checkpoint before it is intact' in err
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert not list(run.glob('*.part'))
+    assert attnzoo(*arguments, f'output={run}').code == 0
+
+
+def test_settings_that_matter_may_not_change_between_the_halves(arguments, tmp_path, start, stop, attnzoo, refused):
+    run = tmp_path / 'run'
+    process = start(*arguments, f'output={run}')
+    assert stop(process, signal.SIGINT, lambda: lines_of(run) >= 1).code == 130
+    line = refused(*arguments, f'output={run}', 'seed=1', 'optim.lr=0.1')
+    assert f'{run} was begun with seed=0 (now 1), optim.lr=0.003 (now 0.1): ' in line
+    assert 'resume=never starts it over' in line
+    assert f'resume={tmp_path}/no: no last.state in it' in refused(*arguments, f'resume={tmp_path}/no')
+    assert attnzoo(*arguments, f'output={run}', 'seed=1', 'resume=never').code == 0
+    assert lines_of(run) == 4
+    finished = attnzoo(*arguments, f'output={run}', 'seed=1')
+    assert finished.code == 0 and 'has done its 4 epochs; resume=never starts it over' in finished.out
+
+
+def test_a_second_ctrl_c_quits_at_once(arguments, tmp_path, start):
+    run = tmp_path / 'run'
+    # So many batches make one step that the first Ctrl-C cannot be granted for minutes.
+    process = start(*arguments, f'output={run}', 'data.batch_size=36', 'train.grad_accum=2000', 'log.seconds=0.1')
+    assert any(line.startswith('epoch 1/4  ') for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    assert any('Ctrl-C again quits at once' in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert not (run / 'last.state').exists()
+
+
+def test_two_processes_make_one_run(recipe: Path, images: Path, tmp_path: Path, environment: dict[str, str]):
+    run = tmp_path / 'run'
+    settings = (f'data.root={images}', f'output={run}', 'device=cpu', 'train.ema=0.9')
+    launch = ['torch.distributed.run', '--nproc_per_node', '2', '--master_port']
+    port = str(20000 + os.getpid() % 20000)
+    process = subprocess.run(
+        [sys.executable, '-m', *launch, port, '-m', 'attnzoo', 'train', str(recipe), *settings],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode == 0, process
+    assert process.stdout.count('epoch 2/2') == 1, process
+    lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['update'] for line in lines] == [4, 8]
+    summary = json.loads((run / 'summary.json').read_text())
+    assert summary['images'] == 24 and summary['top1'] > 60
+    assert json.loads((run / 'environment.json').read_text())['processes'] == 2
