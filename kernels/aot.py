@@ -86,6 +86,8 @@ def _source(launch: Launch) -> tuple[Any, ...]:
 
     As Triton's own launcher has it: None and the number 1 are constants, multiples of 16 are known as such.
     """
+    from triton.language import constexpr
+
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
@@ -93,6 +95,8 @@ def _source(launch: Launch) -> tuple[Any, ...]:
     def kind(value: Any, path: tuple[int, ...], constant: bool) -> Any:
         if isinstance(value, tuple):
             return tuple(kind(item, (*path, i), constant) for i, item in enumerate(value))
+        if isinstance(value, constexpr):
+            value, constant = value.value, True
         if constant or value is None or (isinstance(value, int) and value == 1):
             constants[path] = value
             return 'constexpr'

@@ -44,21 +44,16 @@ def route_regions(
     Returns:
         Routes [B, R, K], int64, and their weights [B, R, K], the softmax of the chosen scores. No gradient flows.
     """
-    q, k = q.detach(), k.detach()
-    height, width = q.shape[1] // regions[0], q.shape[2] // regions[1]
-    if valid is None:
-        scores = (_region_sums(q, regions) * (scale / (height * width) ** 2)) @ _region_sums(k, regions).transpose(1, 2)
-    else:
-        q, k = _zero_padding(q, valid), _zero_padding(k, valid)
-        rows = (valid[0] - torch.arange(regions[0], device=q.device) * height).clamp(0, height)
-        columns = (valid[1] - torch.arange(regions[1], device=q.device) * width).clamp(0, width)
-        tokens = (rows[:, None] * columns[None, :]).flatten().to(q.dtype)
-        mean_q = _region_sums(q, regions) / tokens.clamp(min=1)[None, :, None]
-        mean_k = _region_sums(k, regions) / tokens.clamp(min=1)[None, :, None]
-        scores = (mean_q * scale) @ mean_k.transpose(1, 2)
+    tokens = _tokens_of_regions(k, regions, valid)
+    mean_q, mean_k = (
+        _region_means(q.detach(), tokens, regions, valid),
+        _region_means(k.detach(), tokens, regions, valid),
+    )
+    scores = (mean_q * scale) @ mean_k.transpose(1, 2)
+    if valid is not None:
         scores = scores.masked_fill((tokens == 0)[None, None, :], float('-inf'))
     chosen, routes = torch.topk(scores, top_k, dim=-1)
-    return routes, chosen.softmax(-1)
+    return routes, chosen.softmax(-1).to(q.dtype)
 
 
 def routed_attention(
@@ -106,11 +101,25 @@ def _prefers_dense(q: Tensor, routes: Tensor, regions: tuple[int, int]) -> bool:
     return share >= _DENSE_SHARE and tokens <= _DENSE_TOKENS and not q.is_meta
 
 
-def _region_sums(x: Tensor, regions: tuple[int, int]) -> Tensor:
-    """[B, H, W, C] -> [B, R, C]. One axis after the other: PyTorch reduces both at once with a slow stride."""
+def _tokens_of_regions(x: Tensor, regions: tuple[int, int], valid: tuple[int, int] | None) -> Tensor:
+    """[R]: how many tokens of each region lie in the valid map."""
+    size = (x.shape[1], x.shape[2]) if valid is None else valid
+    height, width = x.shape[1] // regions[0], x.shape[2] // regions[1]
+    rows = (size[0] - torch.arange(regions[0], device=x.device) * height).clamp(0, height)
+    columns = (size[1] - torch.arange(regions[1], device=x.device) * width).clamp(0, width)
+    return (rows[:, None] * columns[None, :]).flatten()
+
+
+def _region_means(x: Tensor, tokens: Tensor, regions: tuple[int, int], valid: tuple[int, int] | None) -> Tensor:
+    """[B, H, W, C] -> [B, R, C], in float32 at least: the sum of a large region overflows float16."""
     B, H, W, C = x.shape
     ry, rx = regions
-    return x.reshape(B, ry, H // ry, W, C).sum(2).reshape(B, ry, rx, W // rx, C).sum(3).flatten(1, 2)
+    if valid is not None:
+        x = _zero_padding(x, valid)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    # One axis after the other: PyTorch reduces both at once with a slow stride.
+    sums = x.reshape(B, ry, H // ry, W, C).sum(2, dtype=dtype).reshape(B, ry, rx, W // rx, C).sum(3).flatten(1, 2)
+    return sums / tokens.clamp(min=1)[:, None]
 
 
 def _zero_padding(x: Tensor, valid: tuple[int, int]) -> Tensor:

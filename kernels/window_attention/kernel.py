@@ -48,11 +48,13 @@ def _locate(group, token, tokens, cut):
 
 @triton.jit
 def _offsets(strides, image, head, y, x, D: tl.constexpr):
-    """[tokens, D] into a map [B, H, W, heads, d]."""
-    stride_b, stride_h, stride_w, stride_head, stride_d = strides
-    first = tl.cast(image, tl.int64) * stride_b + head * stride_head
-    token = y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
-    return first + token[:, None] + (tl.arange(0, D) * stride_d)[None, :]
+    """[tokens, D] into a map [B, H, W, heads, d], of which one image spans less than 2**31 elements.
+
+    Strides count units of eight elements wherever they can, so that the compiler knows whole vectors to be aligned.
+    """
+    stride_b, stride_h, stride_w, stride_head, stride_d, UNIT = strides
+    token = (y * stride_h + x * stride_w + head * stride_head) * UNIT
+    return tl.cast(image, tl.int64) * stride_b * UNIT + (token[:, None] + (tl.arange(0, D) * stride_d)[None, :])
 
 
 @triton.jit
@@ -107,42 +109,64 @@ def _through_norm(x, inverse_norm, grad):
 
 
 @triton.jit
+def _window_attention_bias_kernel(
+    bias, index, out, bias_strides, table_rows, tokens,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Base-2 logits that a head's windows have in common, [heads, TOKENS, TOKENS]: -inf where there is no key.
+
+    Looked up once, so that the other kernels read it in whole vectors.
+    """
+    head = tl.program_id(0) // (TOKENS // ROWS)
+    query = tl.program_id(0) % (TOKENS // ROWS) * ROWS + tl.arange(0, ROWS)[:, None]
+    key = tl.arange(0, COLUMNS)[None, :]
+    exists = (query < tokens) & (key < tokens)
+    if index is not None:
+        row = tl.load(index + (query * tokens + key), mask=exists, other=0).to(tl.int32)
+        exists = exists & (row >= 0) & (row < table_rows)
+        place = row * bias_strides[0] + head * bias_strides[1]
+    else:
+        place = head * bias_strides[0] + query * bias_strides[1] + key * bias_strides[2]
+    value = tl.load(bias + place, mask=exists, other=0.0).to(tl.float32) * LOG2_E
+    value = tl.where(key < tokens, value, float('-inf'))
+    tl.store(out + (head * TOKENS + query) * TOKENS + key, value, mask=(query < TOKENS) & (key < TOKENS))
+
+
+@triton.jit
+def _load_bias(bias, head, query, key, tokens, TOKENS: tl.constexpr):
+    if bias is not None:
+        return tl.load(bias + (head * TOKENS + query[:, None]) * TOKENS + key[None, :])
+    else:
+        return tl.where(key < tokens, 0.0, float('-inf'))[None, :]
+
+
+@triton.jit
 def _scores(
-    q, k, q_norm, k_norm, factor, bias, index, bias_strides, table_rows, group, head, query, key, tokens, cut,
+    q, k, q_norm, k_norm, factor, bias, group, query, key, tokens, cut,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr,
 ):  # fmt: skip
-    """Base-2 logits [M, N], -inf where there is no key, and the similarities that `factor` multiplies."""
+    """Base-2 logits [M, N], and the similarities that `factor` multiplies."""
     similarity = dot(q, tl.trans(k))
     if q_norm is not None:
         similarity *= q_norm[:, None] * k_norm[None, :]
-    scores = similarity * factor
-    if bias is not None:
-        exists = (query < tokens)[:, None] & (key < tokens)[None, :]
-        if index is not None:
-            row = tl.load(index + query[:, None] * tokens + key[None, :], mask=exists, other=0)
-            exists = exists & (row >= 0) & (row < table_rows)
-            place = row * bias_strides[0] + head * bias_strides[1]
-        else:
-            place = head * bias_strides[0] + query[:, None] * bias_strides[1] + key[None, :] * bias_strides[2]
-        scores += tl.load(bias + place, mask=exists, other=0.0).to(tl.float32)
-    key_counts = key < tokens
+    scores = similarity * (factor * LOG2_E) + bias
     if SHIFTED or MASK_PADDING:
         _y, _x, key_real, key_piece = _locate(group, key, tokens, cut)
         if SHIFTED:
             _y, _x, _real, query_piece = _locate(group, query, tokens, cut)
-            scores += tl.where(query_piece[:, None] == key_piece[None, :], 0.0, SEAM)
+            scores += tl.where(query_piece[:, None] == key_piece[None, :], 0.0, SEAM * LOG2_E)
         if MASK_PADDING:
-            key_counts = key_real
-    return tl.where(key_counts[None, :], scores * LOG2_E, float('-inf')), similarity
+            scores = tl.where(key_real[None, :], scores, float('-inf'))
+    return scores, similarity
 
 
 @triton.jit
 def _window_attention_fwd_kernel(
-    q, k, v, out, lse, bias, index, cosine, k_padding, v_padding,
-    q_strides, k_strides, v_strides, out_strides, bias_strides, padding_strides,
-    cut, groups, heads, tokens, table_rows, scale,
+    q, k, v, out, lse, bias, cosine, k_padding, v_padding,
+    q_strides, k_strides, v_strides, out_strides, padding_strides,
+    cut, groups, heads, tokens, scale,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, SHARED_Q: tl.constexpr,
-    HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, KEY_TILES: tl.constexpr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, KEY_TILES: tl.constexpr,
 ):  # fmt: skip
     query_tiles = tl.cdiv(tokens, M)
     program = tl.program_id(0)
@@ -164,10 +188,10 @@ def _window_attention_fwd_kernel(
         k_tile = _load_keys(k, k_strides, k_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
         v_tile = _load_keys(v, v_strides, v_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
         k_norm = _inverse_norm(k_tile, cosine)
+        bias_tile = _load_bias(bias, head, query, key, tokens, TOKENS)
         scores, _similarity = _scores(
-            q_tile, k_tile, q_norm, k_norm, factor, bias, index, bias_strides, table_rows, group, head, query, key,
-            tokens, cut, SHIFTED, MASK_PADDING,
-        )  # fmt: skip
+            q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
+        )
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         weights = tl.exp2(scores - new_largest[:, None])
         rescale = tl.exp2(largest - new_largest)
@@ -204,12 +228,12 @@ def _grad_rows(d_scores, other, inverse_norm, own, own_norm, factor):
 
 @triton.jit
 def _window_attention_bwd_one_tile_kernel(
-    q, k, v, d_out, bias, index, cosine, k_padding, v_padding,
+    q, k, v, d_out, bias, cosine, k_padding, v_padding,
     dq, dk, dv, d_bias, d_cosine, d_k_padding, d_v_padding,
-    q_strides, k_strides, v_strides, d_out_strides, bias_strides, padding_strides, dq_strides, dk_strides, dv_strides,
-    cut, windows, groups, heads, tokens, table_rows, scale,
+    q_strides, k_strides, v_strides, d_out_strides, padding_strides, dq_strides, dk_strides, dv_strides,
+    cut, windows, groups, heads, tokens, scale,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, SHARED_Q: tl.constexpr,
-    HEAD_DIM: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     share = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
@@ -221,7 +245,7 @@ def _window_attention_bwd_one_tile_kernel(
     cosine_sum = tl.zeros([N], tl.float32)
     k_padding_sum = tl.zeros([D], tl.float32)
     v_padding_sum = tl.zeros([D], tl.float32)
-    for window in range(share, windows, tl.num_programs(0) // heads):
+    for window in tl.range(share, windows, tl.num_programs(0) // heads, disable_licm=True):
         image, group = window // groups, window % groups
         y, x, real, _piece = _locate(group, token, tokens, cut)
         q_tile = _load_queries(q, q_strides, image, group, head, token, tokens, cut, SHARED_Q, HEAD_DIM, D)
@@ -230,10 +254,10 @@ def _window_attention_bwd_one_tile_kernel(
         do_tile = _load(d_out, d_out_strides, image, head, y, x, real, HEAD_DIM, D)
         q_norm = _inverse_norm(q_tile, cosine)
         k_norm = _inverse_norm(k_tile, cosine)
+        bias_tile = _load_bias(bias, head, token, token, tokens, TOKENS)
         scores, similarity = _scores(
-            q_tile, k_tile, q_norm, k_norm, factor, bias, index, bias_strides, table_rows, group, head, token, token,
-            tokens, cut, SHIFTED, MASK_PADDING,
-        )  # fmt: skip
+            q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, token, token, tokens, cut, SHIFTED, MASK_PADDING
+        )
         largest = tl.max(scores, 1)
         largest = tl.maximum(largest, -1e30)  # finite, where a window is padding only
         lse = largest + tl.log2(tl.sum(tl.exp2(scores - largest[:, None]), 1))
@@ -260,9 +284,7 @@ def _window_attention_bwd_one_tile_kernel(
     # Shares lie side by side as [shares, heads, ...], one a program.
     place = tl.cast(tl.program_id(0), tl.int64)
     if d_bias is not None:
-        pair = token[:, None] * tokens + token[None, :]
-        exists = (token < tokens)[:, None] & (token < tokens)[None, :]
-        tl.store(d_bias + place * tokens * tokens + pair, bias_sum, mask=exists)
+        tl.store(d_bias + place * TOKENS * TOKENS + (token[:, None] * TOKENS + token[None, :]), bias_sum)
     if d_cosine is not None:
         tl.store(d_cosine + place, tl.sum(cosine_sum, 0))
     if d_k_padding is not None:
@@ -273,13 +295,13 @@ def _window_attention_bwd_one_tile_kernel(
 
 @triton.jit
 def _window_attention_bwd_tiles_kernel(
-    q, k, v, out, lse, d_out, bias, index, cosine, k_padding, v_padding,
+    q, k, v, out, lse, d_out, bias, cosine, k_padding, v_padding,
     dq, dk, dv, delta, d_cosine, d_k_padding, d_v_padding,
-    q_strides, k_strides, v_strides, out_strides, d_out_strides, bias_strides, padding_strides,
+    q_strides, k_strides, v_strides, out_strides, d_out_strides, padding_strides,
     dq_strides, dk_strides, dv_strides,
-    cut, groups, heads, tokens, table_rows, scale,
+    cut, groups, heads, tokens, scale,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, SHARED_Q: tl.constexpr,
-    HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     QUERY_TILES: tl.constexpr, KEY_TILES: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % heads
@@ -307,10 +329,10 @@ def _window_attention_bwd_tiles_kernel(
             k_tile = _load_keys(k, k_strides, k_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
             v_tile = _load_keys(v, v_strides, v_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
             k_norm = _inverse_norm(k_tile, cosine)
+            bias_tile = _load_bias(bias, head, query, key, tokens, TOKENS)
             scores, similarity = _scores(
-                q_tile, k_tile, q_norm, k_norm, factor, bias, index, bias_strides, table_rows, group, head, query, key,
-                tokens, cut, SHIFTED, MASK_PADDING,
-            )  # fmt: skip
+                q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
+            )
             _weights, d_scores = _score_gradients(scores, row_lse, real, do_tile, v_tile, row_delta)
             if d_cosine is not None:
                 cosine_sum += tl.sum(d_scores * similarity, 1)
@@ -344,10 +366,10 @@ def _window_attention_bwd_tiles_kernel(
             row_lse = tl.load(lse + first_row + query, mask=query < tokens, other=0.0)
             row_delta = tl.load(delta + first_row + query, mask=query < tokens, other=0.0)
             q_norm = _inverse_norm(q_tile, cosine)
+            bias_tile = _load_bias(bias, head, query, key, tokens, TOKENS)
             scores, _similarity = _scores(
-                q_tile, k_tile, q_norm, k_norm, factor, bias, index, bias_strides, table_rows, group, head, query, key,
-                tokens, cut, SHIFTED, MASK_PADDING,
-            )  # fmt: skip
+                q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
+            )
             weights, d_scores = _score_gradients(scores, row_lse, real, do_tile, v_tile, row_delta)
             dv_tile += dot(tl.trans(weights.to(do_tile.dtype)), do_tile)
             if cosine is not None:
@@ -375,11 +397,11 @@ def _window_attention_bwd_tiles_kernel(
 
 @triton.jit
 def _window_attention_bwd_bias_kernel(
-    q, k, v, lse, delta, d_out, bias, index, cosine, k_padding, v_padding, d_bias,
-    q_strides, k_strides, v_strides, d_out_strides, bias_strides, padding_strides,
-    cut, windows, groups, heads, tokens, table_rows, scale,
+    q, k, v, lse, delta, d_out, bias, cosine, k_padding, v_padding, d_bias,
+    q_strides, k_strides, v_strides, d_out_strides, padding_strides,
+    cut, windows, groups, heads, tokens, scale,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, SHARED_Q: tl.constexpr,
-    HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """A tile of one head's bias a program, summed over its share of the windows."""
     key_tiles = tl.cdiv(tokens, N)
@@ -392,8 +414,9 @@ def _window_attention_bwd_bias_kernel(
     factor = scale
     if cosine is not None:
         factor = tl.load(cosine + head).to(tl.float32)
+    bias_tile = _load_bias(bias, head, query, key, tokens, TOKENS)
     total = tl.zeros([M, N], tl.float32)
-    for window in range(share, windows, tl.num_programs(0) // (tiles * heads)):
+    for window in tl.range(share, windows, tl.num_programs(0) // (tiles * heads), disable_licm=True):
         image, group = window // groups, window % groups
         y, x, real, _piece = _locate(group, query, tokens, cut)
         q_tile = _load_queries(q, q_strides, image, group, head, query, tokens, cut, SHARED_Q, HEAD_DIM, D)
@@ -406,14 +429,12 @@ def _window_attention_bwd_bias_kernel(
         q_norm = _inverse_norm(q_tile, cosine)
         k_norm = _inverse_norm(k_tile, cosine)
         scores, _similarity = _scores(
-            q_tile, k_tile, q_norm, k_norm, factor, bias, index, bias_strides, table_rows, group, head, query, key,
-            tokens, cut, SHIFTED, MASK_PADDING,
-        )  # fmt: skip
+            q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
+        )
         _weights, d_scores = _score_gradients(scores, row_lse, real, do_tile, v_tile, row_delta)
         total += d_scores
-    place = (tl.cast(share, tl.int64) * heads + head) * tokens * tokens
-    exists = (query < tokens)[:, None] & (key < tokens)[None, :]
-    tl.store(d_bias + place + query[:, None] * tokens + key[None, :], total, mask=exists)
+    place = (tl.cast(share, tl.int64) * heads + head) * TOKENS * TOKENS
+    tl.store(d_bias + place + (query[:, None] * TOKENS + key[None, :]), total)
 
 
 def forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
@@ -430,7 +451,7 @@ def forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
     out_heads = out.unflatten(-1, (heads, head_dim))
     tile, warps = _tile(tokens, head_dim, q.dtype, target_of(q))
     own = {
-        'out': out_heads, 'out_strides': out_heads.stride(), 'lse': lse if lse.numel() else None,
+        'out': out_heads, 'out_strides': _strides(out_heads), 'lse': lse if lse.numel() else None,
         'M': tile, 'N': tile, 'KEY_TILES': triton.cdiv(tokens, tile),
     }  # fmt: skip
     programs = windows * heads * triton.cdiv(tokens, tile)
@@ -442,7 +463,7 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
     """Gradients of q, k, v, bias, cosine_scale and padding; `needs` says of which of the last three. Empty if none."""
     common, cut = _common_arguments(*arguments)
     q, k, v, bias, bias_index, cosine_scale, padding = arguments[:7]
-    heads, head_dim, tokens = common['heads'], common['HEAD_DIM'], common['tokens']
+    heads, head_dim, tokens, padded = (common[name] for name in ('heads', 'HEAD_DIM', 'tokens', 'TOKENS'))
     windows, one_tile = q.shape[0] * cut.groups, tokens <= ONE_TILE
     dq = q.new_empty(q.shape)
     dk, dv = (q.new_empty(0 if k is None else k.shape) for _ in range(2))
@@ -455,16 +476,16 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
     # Programs that sum over windows: enough to fill the device, few enough that their shares are small.
     shares = min(windows, triton.cdiv(4 * target.multiprocessors, heads))
     programs = shares if one_tile and any(needs) else windows
-    d_bias = q.new_empty(shares, heads, tokens, tokens, dtype=torch.float32) if needs[0] else None
+    d_bias = q.new_empty(shares, heads, padded, padded, dtype=torch.float32) if needs[0] else None
     d_cosine = q.new_empty(programs, heads, dtype=torch.float32) if needs[1] else None
     d_k_padding, d_v_padding = (
         q.new_empty(programs, heads, head_dim, dtype=torch.float32) if needs[2] else None for _ in range(2)
     )
     tile, warps = _tile(tokens, head_dim, q.dtype, target)
-    d_out_argument = {'d_out': d_out, 'd_out_strides': d_out.stride()}
+    d_out_argument = {'d_out': d_out, 'd_out_strides': _strides(d_out)}
     grads = {
         'dq': dq_heads, 'dk': dk_heads, 'dv': dv_heads,
-        'dq_strides': dq_heads.stride(), 'dk_strides': dk_heads.stride(), 'dv_strides': dv_heads.stride(),
+        'dq_strides': _strides(dq_heads), 'dk_strides': _strides(dk_heads), 'dv_strides': _strides(dv_heads),
         'd_cosine': d_cosine, 'd_k_padding': d_k_padding, 'd_v_padding': d_v_padding,
     }  # fmt: skip
     if one_tile:
@@ -475,7 +496,7 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
         tiles = triton.cdiv(tokens, tile)
         rows = {'lse': lse, 'delta': torch.empty_like(lse), 'M': tile, 'N': tile}
         out = out.unflatten(-1, (heads, head_dim))
-        own = {'out': out, 'out_strides': out.stride(), 'QUERY_TILES': tiles, 'KEY_TILES': tiles}
+        own = {'out': out, 'out_strides': _strides(out), 'QUERY_TILES': tiles, 'KEY_TILES': tiles}
         arguments_of_kernel = common | d_out_argument | grads | rows | own
         launch(_window_attention_bwd_tiles_kernel, windows * heads, arguments_of_kernel, num_warps=warps, num_stages=1)
         if d_bias is not None:
@@ -489,13 +510,33 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
         dq,
         dk,
         dv,
-        q.new_empty(0) if d_bias is None else _bias_gradient(d_bias.sum(0), bias, bias_index),
+        q.new_empty(0) if d_bias is None else _bias_gradient(d_bias, bias, bias_index, tokens),
         q.new_empty(0) if d_cosine is None else d_cosine.sum(0).view(cosine_scale.shape).to(cosine_scale.dtype),
         q.new_empty(0) if d_k_padding is None else _padding_gradient(d_k_padding, d_v_padding, padding, arguments[-2]),
     )
 
 
-def _bias_gradient(dense: Tensor, bias: Tensor, bias_index: Tensor | None) -> Tensor:
+def _strides(heads: Tensor) -> tuple[Any, ...]:
+    """Strides of a map [B, H, W, heads, d], all but the last in units, and the unit."""
+    strides = heads.stride()
+    unit = 8 if strides[4] == 1 and all(stride % 8 == 0 for stride in strides[:4]) else 1
+    return *(stride // unit for stride in strides[:4]), strides[4], tl.constexpr(unit)
+
+
+def _expand_bias(bias: Tensor, bias_index: Tensor | None, heads: int, tokens: int, padded_tokens: int) -> Tensor:
+    out = bias.new_empty(heads, padded_tokens, padded_tokens, dtype=torch.float32)
+    arguments = {
+        'bias': bias, 'index': None if bias_index is None else bias_index.contiguous(), 'out': out,
+        'bias_strides': bias.stride(), 'table_rows': bias.shape[0], 'tokens': tokens,
+        'ROWS': 16, 'COLUMNS': triton.next_power_of_2(padded_tokens), 'TOKENS': padded_tokens,
+    }  # fmt: skip
+    launch(_window_attention_bias_kernel, heads * padded_tokens // 16, arguments, num_warps=4, num_stages=1)
+    return out
+
+
+def _bias_gradient(dense: Tensor, bias: Tensor, bias_index: Tensor | None, tokens: int) -> Tensor:
+    """From shares [shares, heads, padded tokens, padded tokens]."""
+    dense = dense.sum(0)[:, :tokens, :tokens]
     if bias_index is not None:
         dense = torch.zeros(bias.shape, dtype=dense.dtype, device=dense.device).index_add_(
             0, bias_index.flatten(), dense.flatten(1).t()
@@ -534,17 +575,19 @@ def _common_arguments(
     head_dim = k.shape[-1]
     cut = make_partition(tuple(k.shape[1:3]), tuple(window), tuple(dilation), tuple(shift), pad_after_shift)
     wrap = cut.size if pad_after_shift else cut.padded
+    tokens = window[0] * window[1]
+    tile, _ = _tile(tokens, head_dim, q.dtype, target_of(q))
+    padded_tokens = triton.cdiv(tokens, tile) * tile
     k_padding, v_padding = split_padding(padding, num_heads, head_dim, qkv_layout)
     arguments = {
         'q': q, 'k': k, 'v': v,
-        'q_strides': q.stride(), 'k_strides': k.stride(), 'v_strides': v.stride(),
-        'bias': bias, 'index': None if bias_index is None else bias_index.contiguous(), 'cosine': None if cosine_scale is None else cosine_scale.contiguous(),
-        'bias_strides': (0,) if bias is None else bias.stride(),
-        'table_rows': 0 if bias is None else bias.shape[0],
+        'q_strides': _strides(q), 'k_strides': _strides(k), 'v_strides': _strides(v),
+        'bias': None if bias is None else _expand_bias(bias, bias_index, num_heads, tokens, padded_tokens),
+        'cosine': None if cosine_scale is None else cosine_scale.contiguous(),
         'k_padding': k_padding, 'v_padding': v_padding,
         'padding_strides': (0,) if k_padding is None else k_padding.stride(),
         'cut': (*cut.size, *cut.window, *cut.dilation, *cut.shift, *wrap, *cut.padded),
-        'groups': cut.groups, 'heads': num_heads, 'tokens': window[0] * window[1],
+        'groups': cut.groups, 'heads': num_heads, 'tokens': tokens, 'TOKENS': padded_tokens,
         'scale': head_dim**-0.5 if scale is None else scale,
         'SHIFTED': max(shift) > 0, 'MASK_PADDING': padding is None and cut.padded != cut.size,
         'SHARED_Q': q.shape != k.shape,
