@@ -113,6 +113,15 @@ def test_routing_chooses_the_most_similar_regions():
     assert not weights.requires_grad
 
 
+def test_routing_of_large_regions_does_not_overflow():
+    """A region of 4,096 tokens sums to more than float16 can hold."""
+    q = torch.full((1, 64, 128, 4), 20.0, dtype=torch.float16)
+    q[:, :, 64:] = -20.0
+    routes, weights = route_regions(q, q, regions=(1, 2), top_k=2)
+    assert routes[0, :, 0].tolist() == [0, 1]  # each is most similar to itself
+    assert weights.dtype == torch.float16 and weights.isfinite().all()
+
+
 def test_routing_ignores_padding():
     torch.manual_seed(0)
     q, k, _ = make(H=4, W=6, C=8)
