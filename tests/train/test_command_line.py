@@ -1,0 +1,130 @@
+"""The verbs, as a user calls them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+# Packages of the extras: a plain `pip install attnzoo` has none of them.
+EXTRAS = ('accelerate', 'albumentations', 'matplotlib', 'omegaconf', 'sklearn', 'tensorboard', 'torchmetrics')
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True)
+
+
+def without_extras(*arguments: object) -> subprocess.CompletedProcess:
+    """Run the command line in a process where the packages of the extras cannot be imported."""
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Missing())
+from attnzoo.__main__ import main
+main()
+"""
+    return python(code, *arguments)
+
+
+def test_help_names_the_verbs_and_imports_nothing_heavy():
+    code = """
+import sys
+import attnzoo
+before = set(sys.modules)
+from attnzoo.__main__ import main
+try:
+    main()
+except SystemExit:
+    print(*{name.split('.')[0] for name in set(sys.modules) - before})
+"""
+    result = python(code, '--help')
+    for verb in ('train', 'eval', 'predict', 'list', 'info', 'convert'):
+        assert f'  {verb}  ' in result.stdout, result
+    imported = set(result.stdout.splitlines()[-1].split())
+    assert 'typer' in imported
+    assert not imported & {*EXTRAS, 'torch', 'timm', 'numpy', 'PIL', 'safetensors'}
+
+
+def test_training_without_its_extra_says_what_to_install():
+    for arguments in (('train', 'digits_biformer'), ('eval', 'biformer_tiny')):
+        result = without_extras(*arguments)
+        assert result.returncode == 1
+        assert result.stderr.strip().endswith("which is not installed: pip install 'attnzoo[train]'")
+        assert result.stderr.count('\n') == 1
+
+
+def test_predict_list_info_and_convert_need_no_extra(tmp_path: Path, images: Path):
+    torch.save(timm.create_model('biformer_tiny').state_dict(), tmp_path / 'official.pth')
+    converted = tmp_path / 'converted.safetensors'
+    result = without_extras('convert', tmp_path / 'official.pth', converted, '--model', 'biformer_tiny')
+    assert result.returncode == 0 and converted.is_file(), result
+    result = without_extras('predict', converted, images / 'val' / 'red' / '00.png', images / 'val' / 'red' / '01.png')
+    assert result.returncode == 0, result
+    lines = result.stdout.splitlines()
+    assert len(lines) == 12 and lines[0].endswith('00.png') and lines[6].endswith('01.png')
+    percents = [float(line.split('%')[0]) for line in lines[1:6]]
+    assert percents == sorted(percents, reverse=True) and 0 < sum(percents) < 100
+    assert without_extras('list').returncode == 0
+    assert without_extras('info', 'biformer_tiny').returncode == 0
+
+
+def test_list_shows_our_models_only(attnzoo, refused):
+    result = attnzoo('list')
+    assert result.code == 0
+    for name in ('biformer_tiny', 'biformer_small', 'biformer_base', 'biformer_stl'):
+        assert name in result.out
+    assert 'resnet' not in result.out
+    assert 'biformer_small' not in attnzoo('list', '*_tiny').out
+    assert "did you mean 'biformer_tiny'" in refused('list', 'biformer_tinny')
+
+
+def test_info_tells_the_facts_of_a_model(attnzoo):
+    out = attnzoo('info', 'biformer_tiny').out
+    for fact in ('13.14 M', '2.22', '3x224x224', 'biformer_tiny_in1k.pth', 'arxiv.org/abs/2303.08810', 'mit'):
+        assert fact in out, out
+    # timm's figures for its own model: 11.69 M parameters, 1.82 GMACs.
+    out = attnzoo('info', 'resnet18').out
+    assert '11.69 M' in out and '1.81' in out and 'apache-2.0' in out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('info', 'biformer_tinny'), "no model 'biformer_tinny'; did you mean 'biformer_tiny'"),
+        (('train', '{recipe}', 'model.name=biformer_tinny'), "no model 'biformer_tinny'; did you mean 'biformer_tiny'"),
+        (('train', '{recipe}', 'model.kwargs.regoins=3'), 'model.kwargs do not fit biformer_tiny: '),
+        (('train', '{recipe}', 'model.pretrained=true'), 'cannot create biformer_tiny: biformer_tiny.in1k: no working'),
+        (('train', '{recipe}', 'optim.name=adamm'), 'optim.name=adamm: '),
+        (('train', '{recipe}', 'schedule.warmup_epochs=2'), 'schedule.warmup_epochs=2 leaves nothing of 2 epochs'),
+        (('train', '{recipe}', 'train.epoch=3'), "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (('train', '{recipe}', 'train.epochs=three'), "train.epochs: got 'three', expected int"),
+        (('train', 'digits_bifomer'), "no config 'digits_bifomer', neither a file nor one of classification/digits"),
+        (('train', '{recipe}', 'device=mps'), 'device=mps: there is none here'),
+        (('eval', 'nowhere'), "'nowhere' is neither a run folder nor a model"),
+        (('eval', '{images}'), 'no run folder: it holds neither best.safetensors nor last.safetensors'),
+        (('predict', 'biformer_tiny', 'no.png', 'none.png'), 'no such image: no.png, none.png'),
+        (('predict', 'biformer_tinny', '{images}/val/red/00.png'), "did you mean 'biformer_tiny'"),
+        (
+            ('predict', 'biformer_tiny', '{images}/val/red/00.png'),
+            'cannot create biformer_tiny: ',
+        ),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, recipe, images, tmp_path, monkeypatch, refused):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'no weights'))
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(*(argument.format(recipe=recipe, images=images) for argument in arguments))
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_model_of_another_image_size_is_told_before_training(tmp_path, refused):
+    recipe = tmp_path / 'vit.yaml'
+    recipe.write_text('{model: {name: test_vit}, data: {image_size: 32}}')
+    line = refused('train', recipe, f'output={tmp_path / "run"}')
+    assert line.startswith('test_vit does not take images of (3, 32, 32): ')
+    assert line.endswith('or model.kwargs.img_size=32 where the model has that argument')
