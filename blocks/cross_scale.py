@@ -1,0 +1,60 @@
+"""Cross-scale embedding: patches of several sizes around the same centres.
+
+Papers:
+- `CrossFormer: A Versatile Vision Transformer Hinging on Cross-scale Attention` - https://arxiv.org/abs/2108.00154
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class CrossScaleEmbedding(nn.Module):
+    """Cross-scale embedding layer (CEL): one stride, several kernels, whose outputs are concatenated.
+
+    The smallest kernel makes half of the channels, each further one half of what is left, the last all that is left.
+
+    Args:
+        dim: Channels of the input, C.
+        dim_out: Channels of the output; 2 ** (len(kernels) - 1) divides them.
+        kernels: Sizes of the kernels, ascending; each exceeds the stride by zero or an even number.
+        stride: Distance of the patches.
+        norm_first: Layer norm on the input (between stages) instead of on the output (of the first embedding).
+
+    Shape: [B, H, W, C] -> [B, H // stride, W // stride, dim_out], H and W no less than the stride.
+
+    Raises:
+        ValueError: `kernels` do not fit the stride, or `dim_out` cannot be shared among them.
+    """
+
+    norm_first: torch.jit.Final[bool]
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        kernels: tuple[int, ...] = (4, 8, 16, 32),
+        stride: int = 4,
+        norm_first: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if not kernels or any(kernel < stride or (kernel - stride) % 2 for kernel in kernels):
+            raise ValueError(f'kernels: expected sizes of {stride} (the stride) plus an even number, got {kernels}')
+        shares = [2 ** min(i + 1, len(kernels) - 1) for i in range(len(kernels))]
+        if dim_out % shares[-1]:
+            raise ValueError(f'dim_out: expected a multiple of {shares[-1]} for {len(kernels)} kernels, got {dim_out}')
+        self.norm_first = norm_first
+        self.projs = nn.ModuleList(
+            nn.Conv2d(dim, dim_out // share, kernel, stride, padding=(kernel - stride) // 2, **dd)
+            for kernel, share in zip(kernels, shares, strict=True)
+        )
+        self.norm = nn.LayerNorm(dim if norm_first else dim_out, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            x = self.norm(x)
+        x = x.permute(0, 3, 1, 2)
+        x = torch.cat([proj(x) for proj in self.projs], 1).permute(0, 2, 3, 1)
+        return x if self.norm_first else self.norm(x)

@@ -1,0 +1,107 @@
+"""Attention over a grid that spans the map, and over the map's blocks: the two attentions of MaxViT.
+
+Papers:
+- `MaxViT: Multi-Axis Vision Transformer` - https://arxiv.org/abs/2204.01697
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attnzoo.kernels import window_attention
+
+from .window import check_heads, crop_index, fit_window, relative_position_index, window_size
+
+
+class GridAttention(nn.Module):
+    """Attention over a channels-last map among tokens that are spread evenly over it, with a relative position bias.
+
+    A grid of Wh x Ww tokens spans the map; there are as many grids, side by side, as its spacing leaves room for.
+    On maps that the grid does not divide the padding at the right and bottom is masked (the official code and timm's
+    refuse them), and a map that is smaller than the grid has one grid of its own size. Parameters have timm's names.
+
+    Args:
+        dim: Channels of input and output, C.
+        num_heads: Heads; they divide `dim`.
+        window: Tokens of a grid, a number or (Wh, Ww).
+
+    Shape: [B, H, W, C] -> [B, H, W, C], any H and W.
+
+    Raises:
+        ValueError: `num_heads` does not divide `dim`, or `window` is out of range.
+    """
+
+    partition: torch.jit.Final[str] = 'grid'
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        window: int | tuple[int, int] = 7,
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.window = window_size('window', window)
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.rel_pos = RelativePositionBias(self.window, num_heads, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, H, W, _ = x.shape
+        window = fit_window(H, W, self.window)
+        table, index = self.rel_pos(window)
+        out = window_attention(
+            self.qkv(x),
+            partition=self.partition,
+            bias=table,
+            bias_index=index,
+            num_heads=self.num_heads,
+            window=window,
+        )
+        return self.proj(out)
+
+
+class BlockAttention(GridAttention):
+    """The same attention, with the same parameters, within the map's blocks of Wh x Ww adjacent tokens."""
+
+    partition: torch.jit.Final[str] = 'window'
+
+
+class RelativePositionBias(nn.Module):
+    """MaxViT's table of relative position biases.
+
+    Legend: T = (2Wh - 1) * (2Ww - 1) offsets, N = h * w tokens.
+
+    Shape: a window (h, w), at most (Wh, Ww) -> the bias table [T, num_heads] and the index [N, N] into its rows, as
+    `attnzoo.kernels.window_attention` takes them.
+    """
+
+    def __init__(self, window: tuple[int, int], num_heads: int, device=None, dtype=None):
+        super().__init__()
+        self.window = window
+        tokens = window[0] * window[1]
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty(num_heads, 2 * window[0] - 1, 2 * window[1] - 1, device=device, dtype=dtype)
+        )
+        index = torch.empty(tokens, tokens, dtype=torch.long, device=device)
+        self.register_buffer('relative_position_index', index, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the table and its index."""
+        nn.init.normal_(self.relative_position_bias_table, std=0.02)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the index again, which no checkpoint holds, for example after `to_empty`."""
+        # Transposed: this table goes by the offset from the query to the key.
+        self.relative_position_index.copy_(relative_position_index(self.window).t())
+
+    def forward(self, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return (
+            self.relative_position_bias_table.flatten(1).t(),
+            crop_index(self.relative_position_index, self.window, window),
+        )

@@ -1,0 +1,135 @@
+"""MaxViT's block: a convolution, attention within blocks, attention over grids.
+
+Papers:
+- `MaxViT: Multi-Axis Vision Transformer` - https://arxiv.org/abs/2204.01697
+
+The details are those of the official TensorFlow weights: SAME padding, tanh GELU, epsilons of 1e-3 (batch norm) and
+1e-5 (layer norm).
+"""
+
+from collections import OrderedDict
+
+from timm.layers import BatchNormAct2d, DropPath, Mlp, SEModule, create_conv2d, create_pool2d, get_act_layer
+from torch import Tensor, nn
+
+from .grid import BlockAttention, GridAttention
+
+ACTIVATION = 'gelu_tanh'
+
+
+class MultiAxisAttention(nn.Module):
+    """Multi-axis attention: MBConv, then block attention and grid attention, each with an MLP.
+
+    Parameters have the names of timm's `MaxxVitBlock`.
+
+    Args:
+        dim: Channels of the input, C.
+        dim_out: Channels of the output, `dim` when None; they differ only with a stride of 2.
+        stride: 1, or 2 to halve the map.
+        window: Tokens of a block and of a grid, a number or (Wh, Ww).
+        head_dim: Channels of a head; they divide `dim_out`.
+        drop_path: Stochastic depth rate of each residual branch.
+
+    Shape: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), dim_out], any H and W.
+
+    Raises:
+        ValueError: `stride` is neither 1 nor 2, `dim_out` differs from `dim` without a stride, `head_dim` does not
+            divide `dim_out`, or `window` is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int | None = None,
+        stride: int = 1,
+        window: int | tuple[int, int] = 7,
+        head_dim: int = 32,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        dim_out = dim_out or dim
+        if head_dim < 1 or dim_out % head_dim:
+            raise ValueError(f'head_dim: expected a divisor of {dim_out} channels, got {head_dim}')
+        num_heads = dim_out // head_dim
+        self.conv = MBConv(dim, dim_out, stride, drop_path, **dd)
+        self.attn_block = AttentionLayer(dim_out, BlockAttention(dim_out, num_heads, window, **dd), drop_path, **dd)
+        self.attn_grid = AttentionLayer(dim_out, GridAttention(dim_out, num_heads, window, **dd), drop_path, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.attn_grid(self.attn_block(x))
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck with squeeze and excitation, on a channels-first map.
+
+    Batch norm, 1x1 convolution to four times the output's width, depthwise 3x3 (which strides), gate, 1x1 convolution.
+
+    Args:
+        dim: Channels of the input, C.
+        dim_out: Channels of the output; they differ from `dim` only with a stride of 2.
+        stride: 1, or 2 to halve the map; the shortcut is then pooled.
+        drop_path: Stochastic depth rate.
+
+    Shape: [B, C, H, W] -> [B, dim_out, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, dim: int, dim_out: int, stride: int = 1, drop_path: float = 0.0, device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if stride not in (1, 2):
+            raise ValueError(f'stride: expected 1 or 2, got {stride}')
+        if stride == 1 and dim_out != dim:
+            raise ValueError(f'dim_out: expected the {dim} channels of the input where the stride is 1, got {dim_out}')
+        hidden = 4 * dim_out
+        self.shortcut = nn.Identity() if stride == 1 else _pooled_shortcut(dim, dim_out, **dd)
+        self.pre_norm = BatchNormAct2d(dim, eps=1e-3, apply_act=False, **dd)
+        self.conv1_1x1 = create_conv2d(dim, hidden, 1, **dd)
+        self.norm1 = BatchNormAct2d(hidden, eps=1e-3, act_layer=ACTIVATION, **dd)
+        self.conv2_kxk = create_conv2d(hidden, hidden, 3, stride=stride, padding='same', depthwise=True, **dd)
+        self.norm2 = BatchNormAct2d(hidden, eps=1e-3, act_layer=ACTIVATION, **dd)
+        self.se = SEModule(hidden, rd_channels=dim_out // 4, act_layer='silu', **dd)
+        self.conv3_1x1 = create_conv2d(hidden, dim_out, 1, bias=True, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x)
+        x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
+        x = self.norm2(self.conv2_kxk(x))
+        x = self.conv3_1x1(self.se(x))
+        return shortcut + self.drop_path(x)
+
+
+def _pooled_shortcut(dim: int, dim_out: int, device=None, dtype=None) -> nn.Module:
+    layers: OrderedDict[str, nn.Module] = OrderedDict(pool=create_pool2d('avg', 2, padding='same'))
+    if dim_out != dim:
+        layers['expand'] = nn.Conv2d(dim, dim_out, 1, device=device, dtype=dtype)
+    return nn.Sequential(layers)
+
+
+class AttentionLayer(nn.Module):
+    """An attention and an MLP of four times its width, each behind a layer norm and on a residual branch.
+
+    Args:
+        dim: Channels of input and output, C.
+        attn: The attention, [B, H, W, C] -> [B, H, W, C].
+        drop_path: Stochastic depth rate of each branch.
+
+    Shape: [B, H, W, C] -> [B, H, W, C].
+    """
+
+    def __init__(self, dim: int, attn: nn.Module, drop_path: float = 0.0, device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, 4 * dim, act_layer=get_act_layer(ACTIVATION), **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
