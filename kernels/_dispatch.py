@@ -3,9 +3,10 @@
 The environment variable ATTNZOO_BACKEND (auto, triton or torch) decides for calls that leave `backend` at 'auto'.
 """
 
-import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ BACKENDS = ('auto', 'triton', 'torch')
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _DEFAULT = os.environ.get('ATTNZOO_BACKEND', 'auto')
+_HAS_TRITON = importlib.util.find_spec('triton') is not None
 _INTERPRET = os.environ.get('TRITON_INTERPRET') == '1'  # Triton reads it when kernels are decorated: once, as here
 _last: dict[str, tuple[str, str]] = {}
 
@@ -70,11 +72,11 @@ def _obstacle(tensor: Tensor, asked: bool) -> str | None:
         return None
     if not tensor.is_cuda and not (asked and _INTERPRET and tensor.device.type == 'cpu'):
         return f'the tensors are on the device {tensor.device.type!r}'
-    if not has_triton():
+    if not _HAS_TRITON:
         return 'triton is not installed'
     if tensor.dtype not in KERNEL_DTYPES:
         return f'the kernels do not take {tensor.dtype}'
-    if tensor.is_cuda and not _capable(tensor.device.index):
+    if tensor.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return 'the GPU is older than compute capability 8.0'
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return 'the graph is being exported'
@@ -83,19 +85,17 @@ def _obstacle(tensor: Tensor, asked: bool) -> str | None:
     return None
 
 
-@functools.cache
-def has_triton() -> bool:
-    return importlib.util.find_spec('triton') is not None
-
-
-@functools.cache
-def _capable(device: int) -> bool:
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def through_op() -> bool:
     """Whether a kernel is called as a registered op: in a graph, or where a mode watches (FLOP counts, fake tensors).
 
     Plain eager calls launch it directly, because the way through the op takes longer than a small kernel does.
     """
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def register_flops(op: Any, formula: Callable[..., int]) -> None:
+    """Tells `torch.utils.flop_counter`, which warns where there is no Triton, what an op costs."""
+    if _HAS_TRITON:
+        from torch.utils.flop_counter import register_flop_formula
+
+        register_flop_formula(op)(formula)

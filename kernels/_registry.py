@@ -24,8 +24,8 @@ class Case:
         name: Where the shape is from, such as 'Swin-T stage 1'.
         shape: The shape in words, as reports print it.
         function: The op's public function.
-        inputs: Arguments of the function, made for a batch size, device and dtype. Tensors that get gradients require them.
-        floor_bytes: What forward and backward must move at least, made of the inputs: each map is read and written once.
+        inputs: Arguments of the function for a batch size, device and dtype; all floating-point tensors require grad.
+        floor_bytes: What forward and backward must move at least, given the inputs: each map is read and written once.
         rivals: Other ways to the same result, by name: called with the same inputs.
         all_dtypes: Whether it is compiled in float16 and float32 too, not in bfloat16 only.
         batch: Images of a timed call on a GPU.

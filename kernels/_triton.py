@@ -13,3 +13,12 @@ def dot(a, b):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, input_precision='ieee')
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """A float32 block in another dtype, rounded to nearest."""
+    if INTERPRETED and dtype == tl.bfloat16:  # which would cut the bits off
+        bits = x.to(tl.uint32, bitcast=True)
+        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return x.to(dtype)

@@ -47,7 +47,9 @@ def _floor_bytes(inputs: dict[str, Any]) -> tuple[int, int]:
     return 4 * unit, 8 * unit
 
 
-def _case(name: str, size: int, heads: int, head_dim: int, window: int, all_dtypes: bool = False, **settings: Any) -> Case:
+def _case(
+    name: str, size: int, heads: int, head_dim: int, window: int, all_dtypes: bool = False, **settings: Any
+) -> Case:
     shape = f'{size}x{size}x{heads * head_dim} h{heads} d{head_dim} w{window}'
     details = [key for key, value in settings.items() if value]
     return Case(

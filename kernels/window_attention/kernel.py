@@ -1,17 +1,17 @@
 """Window attention in Triton: a program takes a window of one head (or a tile of its queries) where it lies in the map.
 
 Legend: tiles of M queries x N keys, D channels: those of a head, rounded up to a power of two. Where a window's tokens
-lie in the map, which of them are padding and which only the shift brought together is arithmetic (`_locate`), so the map
-is read once and written once.
+lie in the map, which of them are padding and which only the shift brought together is arithmetic (`_locate`), so the
+map is read once and written once.
 
 Forward: softmax over tiles of keys with its running maximum and sum in float32 (FlashAttention, arXiv 2205.14135).
-Backward: scores are computed again. Windows up to 64 tokens are one tile: a program takes many of them in turn, keeps the
-gradient of the bias in registers and writes its share of the sum once. In larger windows a program goes over the
+Backward: scores are computed again. Windows up to 64 tokens are one tile: a program takes many of them in turn, keeps
+the gradient of the bias in registers and writes its share of the sum once. In larger windows a program goes over the
 tiles for dq, then for dk and dv, and the gradient of the bias is a kernel of its own, which reads the map again.
 Shares are added up outside: there are no atomics, so every result repeats bitwise.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attnzoo.kernels._launch import Target, launch, target_of
-from attnzoo.kernels._triton import dot
+from attnzoo.kernels._triton import dot, narrow
 
 from .reference import SHIFT_MASK, Partition, make_partition, split_heads, split_padding
 
@@ -33,7 +33,9 @@ NORM_FLOOR = tl.constexpr(1e-12)  # that of torch.nn.functional.normalize
 @triton.jit
 def _locate(group, token, tokens, cut):
     """Row and column of a window's tokens, whether the map has them, and which piece of the map they belong to."""
-    size_h, size_w, window_h, window_w, dilation_h, dilation_w, shift_h, shift_w, wrap_h, wrap_w, padded_h, padded_w = cut
+    size_h, size_w, window_h, window_w, dilation_h, dilation_w, shift_h, shift_w, wrap_h, wrap_w, padded_h, padded_w = (
+        cut
+    )
     groups_w = padded_w // window_w
     group_h, group_w = group // groups_w, group % groups_w
     y = (group_h // dilation_h * window_h + token // window_w) * dilation_h + group_h % dilation_h
@@ -66,7 +68,7 @@ def _load(ptr, strides, image, head, y, x, real, HEAD_DIM: tl.constexpr, D: tl.c
 @triton.jit
 def _store(ptr, strides, image, head, y, x, real, value, HEAD_DIM: tl.constexpr, D: tl.constexpr):
     mask = real[:, None] & (tl.arange(0, D) < HEAD_DIM)[None, :]
-    tl.store(ptr + _offsets(strides, image, head, y, x, D), value.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(ptr + _offsets(strides, image, head, y, x, D), narrow(value, ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -101,11 +103,26 @@ def _inverse_norm(x, cosine):
 
 
 @triton.jit
-def _through_norm(x, inverse_norm, grad):
-    """The gradient of x, from that of x / |x|."""
-    unit = x.to(tl.float32) * inverse_norm[:, None]
-    along = tl.where(inverse_norm < 1.0 / NORM_FLOOR, tl.sum(unit * grad, 1), 0.0)
-    return inverse_norm[:, None] * (grad - unit * along[:, None])
+def _through_norm(x, inverse_norm, grad, factor):
+    """The gradient of x from that of factor * x / |x|, and the part of the latter along x / |x| in each row.
+
+    With a factor only, where there is no norm.
+    """
+    if inverse_norm is None:
+        return grad * factor, None
+    else:
+        unit = x.to(tl.float32) * inverse_norm[:, None]
+        along = tl.sum(unit * grad, 1)
+        inside = tl.where(inverse_norm < 1.0 / NORM_FLOOR, along, 0.0)
+        return (factor * inverse_norm)[:, None] * (grad - unit * inside[:, None]), along
+
+
+@triton.jit
+def _weigh(d_scores, inverse_norm, dtype: tl.constexpr):
+    """Gradients of the scores [M, N] as factors of the keys, or transposed of the queries, that they flow from."""
+    if inverse_norm is not None:
+        d_scores = d_scores * inverse_norm[None, :]
+    return narrow(d_scores, dtype)
 
 
 @triton.jit
@@ -145,11 +162,11 @@ def _scores(
     q, k, q_norm, k_norm, factor, bias, group, query, key, tokens, cut,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr,
 ):  # fmt: skip
-    """Base-2 logits [M, N], and the similarities that `factor` multiplies."""
-    similarity = dot(q, tl.trans(k))
+    """Base-2 logits [M, N]."""
+    scores = dot(q, tl.trans(k)) * (factor * LOG2_E)
     if q_norm is not None:
-        similarity *= q_norm[:, None] * k_norm[None, :]
-    scores = similarity * (factor * LOG2_E) + bias
+        scores *= q_norm[:, None] * k_norm[None, :]
+    scores += bias
     if SHIFTED or MASK_PADDING:
         _y, _x, key_real, key_piece = _locate(group, key, tokens, cut)
         if SHIFTED:
@@ -157,7 +174,7 @@ def _scores(
             scores += tl.where(query_piece[:, None] == key_piece[None, :], 0.0, SEAM * LOG2_E)
         if MASK_PADDING:
             scores = tl.where(key_real[None, :], scores, float('-inf'))
-    return scores, similarity
+    return scores
 
 
 @triton.jit
@@ -166,7 +183,8 @@ def _window_attention_fwd_kernel(
     q_strides, k_strides, v_strides, out_strides, padding_strides,
     cut, groups, heads, tokens, scale,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, SHARED_Q: tl.constexpr,
-    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, KEY_TILES: tl.constexpr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    KEY_TILES: tl.constexpr,
 ):  # fmt: skip
     query_tiles = tl.cdiv(tokens, M)
     program = tl.program_id(0)
@@ -189,14 +207,14 @@ def _window_attention_fwd_kernel(
         v_tile = _load_keys(v, v_strides, v_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
         k_norm = _inverse_norm(k_tile, cosine)
         bias_tile = _load_bias(bias, head, query, key, tokens, TOKENS)
-        scores, _similarity = _scores(
+        scores = _scores(
             q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
         )
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         weights = tl.exp2(scores - new_largest[:, None])
         rescale = tl.exp2(largest - new_largest)
         total = total * rescale + tl.sum(weights, 1)
-        mean = mean * rescale[:, None] + dot(weights.to(v_tile.dtype), v_tile)
+        mean = mean * rescale[:, None] + dot(narrow(weights, v_tile.dtype), v_tile)
         largest = new_largest
     y, x, real, _piece = _locate(group, query, tokens, cut)
     _store(out, out_strides, image, head, y, x, real, mean / total[:, None], HEAD_DIM, D)
@@ -213,17 +231,6 @@ def _score_gradients(scores, lse, query_real, do_tile, v_tile, delta):
     if delta is None:
         delta = tl.sum(weights * d_weights, 1)
     return weights, weights * (d_weights - delta[:, None])
-
-
-@triton.jit
-def _grad_rows(d_scores, other, inverse_norm, own, own_norm, factor):
-    """Gradient of the queries from the keys (or, transposed, of the keys from the queries): d_scores @ other."""
-    if own_norm is not None:
-        d_scores = d_scores * inverse_norm[None, :]
-    grad = dot(d_scores.to(other.dtype), other) * factor
-    if own_norm is not None:
-        grad = _through_norm(own, own_norm, grad)
-    return grad
 
 
 @triton.jit
@@ -249,37 +256,42 @@ def _window_attention_bwd_one_tile_kernel(
         image, group = window // groups, window % groups
         y, x, real, _piece = _locate(group, token, tokens, cut)
         q_tile = _load_queries(q, q_strides, image, group, head, token, tokens, cut, SHARED_Q, HEAD_DIM, D)
-        k_tile = _load_keys(k, k_strides, k_padding, padding_strides, image, group, head, token, tokens, cut, HEAD_DIM, D)
-        v_tile = _load_keys(v, v_strides, v_padding, padding_strides, image, group, head, token, tokens, cut, HEAD_DIM, D)
+        k_tile = _load_keys(
+            k, k_strides, k_padding, padding_strides, image, group, head, token, tokens, cut, HEAD_DIM, D
+        )
+        v_tile = _load_keys(
+            v, v_strides, v_padding, padding_strides, image, group, head, token, tokens, cut, HEAD_DIM, D
+        )
         do_tile = _load(d_out, d_out_strides, image, head, y, x, real, HEAD_DIM, D)
         q_norm = _inverse_norm(q_tile, cosine)
         k_norm = _inverse_norm(k_tile, cosine)
         bias_tile = _load_bias(bias, head, token, token, tokens, TOKENS)
-        scores, similarity = _scores(
+        scores = _scores(
             q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, token, token, tokens, cut, SHIFTED, MASK_PADDING
         )
-        largest = tl.max(scores, 1)
-        largest = tl.maximum(largest, -1e30)  # finite, where a window is padding only
+        largest = tl.maximum(tl.max(scores, 1), -1e30)  # finite, where a window is padding only
         lse = largest + tl.log2(tl.sum(tl.exp2(scores - largest[:, None]), 1))
         weights, d_scores = _score_gradients(scores, lse, real, do_tile, v_tile, None)
-        dv_tile = dot(tl.trans(weights.to(do_tile.dtype)), do_tile)
-        dk_tile = _grad_rows(tl.trans(d_scores), q_tile, q_norm, k_tile, k_norm, factor)
-        dq_tile = _grad_rows(d_scores, k_tile, k_norm, q_tile, q_norm, factor)
+        if d_bias is not None:
+            bias_sum += d_scores
+        outside = ((token < tokens) & ~real)[:, None]
+        dv_tile = dot(tl.trans(narrow(weights, do_tile.dtype)), do_tile)
         _store(dv, dv_strides, image, head, y, x, real, dv_tile, HEAD_DIM, D)
+        dk_tile = dot(_weigh(tl.trans(d_scores), q_norm, q_tile.dtype), q_tile)
+        dk_tile, _along = _through_norm(k_tile, k_norm, dk_tile, factor)
         _store(dk, dk_strides, image, head, y, x, real, dk_tile, HEAD_DIM, D)
+        if d_k_padding is not None:
+            k_padding_sum += tl.sum(tl.where(outside, dk_tile, 0.0), 0)
+            v_padding_sum += tl.sum(tl.where(outside, dv_tile, 0.0), 0)
+        dq_tile = dot(_weigh(d_scores, k_norm, k_tile.dtype), k_tile)
+        dq_tile, along = _through_norm(q_tile, q_norm, dq_tile, factor)
+        if d_cosine is not None:
+            cosine_sum += along
         if SHARED_Q:
             row, column = group * cut[2] + token // cut[3], token % cut[3]
             _store(dq, dq_strides, image, head, row, column, token < tokens, dq_tile, HEAD_DIM, D)
         else:
             _store(dq, dq_strides, image, head, y, x, real, dq_tile, HEAD_DIM, D)
-        if d_bias is not None:
-            bias_sum += d_scores
-        if d_cosine is not None:
-            cosine_sum += tl.sum(d_scores * similarity, 1)
-        if d_k_padding is not None:
-            outside = ((token < tokens) & ~real)[:, None]
-            k_padding_sum += tl.sum(tl.where(outside, dk_tile, 0.0), 0)
-            v_padding_sum += tl.sum(tl.where(outside, dv_tile, 0.0), 0)
 
     # Shares lie side by side as [shares, heads, ...], one a program.
     place = tl.cast(tl.program_id(0), tl.int64)
@@ -326,27 +338,27 @@ def _window_attention_bwd_tiles_kernel(
         grad = tl.zeros([M, D], tl.float32)
         for key_start in range(0, KEY_TILES * N, N):
             key = key_start + tl.arange(0, N)
-            k_tile = _load_keys(k, k_strides, k_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
-            v_tile = _load_keys(v, v_strides, v_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
+            k_tile = _load_keys(
+                k, k_strides, k_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D
+            )
+            v_tile = _load_keys(
+                v, v_strides, v_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D
+            )
             k_norm = _inverse_norm(k_tile, cosine)
             bias_tile = _load_bias(bias, head, query, key, tokens, TOKENS)
-            scores, similarity = _scores(
+            scores = _scores(
                 q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
             )
             _weights, d_scores = _score_gradients(scores, row_lse, real, do_tile, v_tile, row_delta)
-            if d_cosine is not None:
-                cosine_sum += tl.sum(d_scores * similarity, 1)
-            if cosine is not None:
-                d_scores *= k_norm[None, :]
-            grad += dot(d_scores.to(k_tile.dtype), k_tile)
-        grad *= factor
-        if cosine is not None:
-            grad = _through_norm(q_tile, q_norm, grad)
+            grad += dot(_weigh(d_scores, k_norm, k_tile.dtype), k_tile)
+        dq_tile, along = _through_norm(q_tile, q_norm, grad, factor)
+        if d_cosine is not None:
+            cosine_sum += along
         if SHARED_Q:
             row, column = group * cut[2] + query // cut[3], query % cut[3]
-            _store(dq, dq_strides, image, head, row, column, query < tokens, grad, HEAD_DIM, D)
+            _store(dq, dq_strides, image, head, row, column, query < tokens, dq_tile, HEAD_DIM, D)
         else:
-            _store(dq, dq_strides, image, head, y, x, real, grad, HEAD_DIM, D)
+            _store(dq, dq_strides, image, head, y, x, real, dq_tile, HEAD_DIM, D)
 
     tl.debug_barrier()  # the rows of delta are read by other threads than wrote them
     k_padding_sum = tl.zeros([D], tl.float32)
@@ -356,7 +368,7 @@ def _window_attention_bwd_tiles_kernel(
         k_tile = _load_keys(k, k_strides, k_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
         v_tile = _load_keys(v, v_strides, v_padding, padding_strides, image, group, head, key, tokens, cut, HEAD_DIM, D)
         k_norm = _inverse_norm(k_tile, cosine)
-        dk_tile = tl.zeros([N, D], tl.float32)
+        grad = tl.zeros([N, D], tl.float32)
         dv_tile = tl.zeros([N, D], tl.float32)
         for query_start in range(0, QUERY_TILES * M, M):
             query = query_start + tl.arange(0, M)
@@ -367,17 +379,13 @@ def _window_attention_bwd_tiles_kernel(
             row_delta = tl.load(delta + first_row + query, mask=query < tokens, other=0.0)
             q_norm = _inverse_norm(q_tile, cosine)
             bias_tile = _load_bias(bias, head, query, key, tokens, TOKENS)
-            scores, _similarity = _scores(
+            scores = _scores(
                 q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
             )
             weights, d_scores = _score_gradients(scores, row_lse, real, do_tile, v_tile, row_delta)
-            dv_tile += dot(tl.trans(weights.to(do_tile.dtype)), do_tile)
-            if cosine is not None:
-                d_scores *= q_norm[:, None]
-            dk_tile += dot(tl.trans(d_scores.to(q_tile.dtype)), q_tile)
-        dk_tile *= factor
-        if cosine is not None:
-            dk_tile = _through_norm(k_tile, k_norm, dk_tile)
+            dv_tile += dot(tl.trans(narrow(weights, do_tile.dtype)), do_tile)
+            grad += dot(_weigh(tl.trans(d_scores), q_norm, q_tile.dtype), q_tile)
+        dk_tile, _along = _through_norm(k_tile, k_norm, grad, factor)
         y, x, real, _piece = _locate(group, key, tokens, cut)
         _store(dk, dk_strides, image, head, y, x, real, dk_tile, HEAD_DIM, D)
         _store(dv, dv_strides, image, head, y, x, real, dv_tile, HEAD_DIM, D)
@@ -428,7 +436,7 @@ def _window_attention_bwd_bias_kernel(
         row_delta = tl.load(delta + row, mask=query < tokens, other=0.0)
         q_norm = _inverse_norm(q_tile, cosine)
         k_norm = _inverse_norm(k_tile, cosine)
-        scores, _similarity = _scores(
+        scores = _scores(
             q_tile, k_tile, q_norm, k_norm, factor, bias_tile, group, query, key, tokens, cut, SHIFTED, MASK_PADDING
         )
         _weights, d_scores = _score_gradients(scores, row_lse, real, do_tile, v_tile, row_delta)
@@ -449,7 +457,7 @@ def forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
     out = q.new_empty(q.shape[0], *cut.size, heads * head_dim)
     lse = q.new_empty((windows, heads, tokens) if keep_lse and tokens > ONE_TILE else 0, dtype=torch.float32)
     out_heads = out.unflatten(-1, (heads, head_dim))
-    tile, warps = _tile(tokens, head_dim, q.dtype, target_of(q))
+    tile, warps, *_ = _tiles(tokens, head_dim, arguments[5] is not None, target_of(q))
     own = {
         'out': out_heads, 'out_strides': _strides(out_heads), 'lse': lse if lse.numel() else None,
         'M': tile, 'N': tile, 'KEY_TILES': triton.cdiv(tokens, tile),
@@ -462,7 +470,7 @@ def forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
 def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, bias, cosine_scale and padding; `needs` says of which of the last three. Empty if none."""
     common, cut = _common_arguments(*arguments)
-    q, k, v, bias, bias_index, cosine_scale, padding = arguments[:7]
+    q, k, _, bias, bias_index, cosine_scale, padding = arguments[:7]
     heads, head_dim, tokens, padded = (common[name] for name in ('heads', 'HEAD_DIM', 'tokens', 'TOKENS'))
     windows, one_tile = q.shape[0] * cut.groups, tokens <= ONE_TILE
     dq = q.new_empty(q.shape)
@@ -481,7 +489,7 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
     d_k_padding, d_v_padding = (
         q.new_empty(programs, heads, head_dim, dtype=torch.float32) if needs[2] else None for _ in range(2)
     )
-    tile, warps = _tile(tokens, head_dim, q.dtype, target)
+    tile, _, warps, stages = _tiles(tokens, head_dim, cosine_scale is not None, target)
     d_out_argument = {'d_out': d_out, 'd_out_strides': _strides(d_out)}
     grads = {
         'dq': dq_heads, 'dk': dk_heads, 'dv': dv_heads,
@@ -491,14 +499,22 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
     if one_tile:
         own = {'windows': windows, 'd_bias': d_bias, 'N': tile}
         arguments_of_kernel = common | d_out_argument | grads | own
-        launch(_window_attention_bwd_one_tile_kernel, programs * heads, arguments_of_kernel, num_warps=2 * warps, num_stages=1)
+        launch(
+            _window_attention_bwd_one_tile_kernel,
+            programs * heads,
+            arguments_of_kernel,
+            num_warps=warps,
+            num_stages=stages,
+        )
     else:
         tiles = triton.cdiv(tokens, tile)
         rows = {'lse': lse, 'delta': torch.empty_like(lse), 'M': tile, 'N': tile}
         out = out.unflatten(-1, (heads, head_dim))
         own = {'out': out, 'out_strides': _strides(out), 'QUERY_TILES': tiles, 'KEY_TILES': tiles}
         arguments_of_kernel = common | d_out_argument | grads | rows | own
-        launch(_window_attention_bwd_tiles_kernel, windows * heads, arguments_of_kernel, num_warps=warps, num_stages=1)
+        launch(
+            _window_attention_bwd_tiles_kernel, windows * heads, arguments_of_kernel, num_warps=warps, num_stages=stages
+        )
         if d_bias is not None:
             arguments_of_kernel = common | d_out_argument | rows | {'windows': windows, 'd_bias': d_bias}
             programs = shares * heads * tiles * tiles
@@ -576,7 +592,7 @@ def _common_arguments(
     cut = make_partition(tuple(k.shape[1:3]), tuple(window), tuple(dilation), tuple(shift), pad_after_shift)
     wrap = cut.size if pad_after_shift else cut.padded
     tokens = window[0] * window[1]
-    tile, _ = _tile(tokens, head_dim, q.dtype, target_of(q))
+    tile = _tiles(tokens, head_dim, cosine_scale is not None, target_of(q)).tokens
     padded_tokens = triton.cdiv(tokens, tile) * tile
     k_padding, v_padding = split_padding(padding, num_heads, head_dim, qkv_layout)
     arguments = {
@@ -596,9 +612,20 @@ def _common_arguments(
     return arguments, cut
 
 
-def _tile(tokens: int, head_dim: int, dtype: torch.dtype, target: Target) -> tuple[int, int]:
-    """Tokens of a tile and warps of a program."""
-    if tokens <= ONE_TILE:
-        tile = max(16, triton.next_power_of_2(tokens))
-        return tile, {16: 1, 32: 2, 64: 4}[tile]
-    return 32, 4
+class _Tiles(NamedTuple):
+    """By the compilation report: what keeps programs from spilling."""
+
+    tokens: int  # of a tile
+    forward_warps: int
+    backward_warps: int
+    backward_stages: int
+
+
+def _tiles(tokens: int, head_dim: int, cosine: bool, target: Target) -> _Tiles:
+    if tokens > ONE_TILE:
+        return _Tiles(
+            32, 4, 4, 1 if head_dim > 32 else 2
+        )  # small, because the backward pass holds five tiles at a time
+    if tokens > 32:
+        return _Tiles(64, 4, 8 if target.backend == 'cuda' and (head_dim > 32 or cosine) else 4, 1)
+    return _Tiles(32, 2, 2, 1) if tokens > 16 else _Tiles(16, 1, 1, 1)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._dispatch import through_op, use_triton
+from attnzoo.kernels._dispatch import register_flops, through_op, use_triton
 
-from .reference import window_attention_reference
+from .reference import make_partition, window_attention_reference
 
 
 def window_attention(
@@ -140,7 +140,8 @@ _ARGUMENTS = (
 torch.library.define('attnzoo::window_attention', f'({_ARGUMENTS}, bool keep_lse) -> (Tensor, Tensor)')
 torch.library.define(
     'attnzoo::window_attention_backward',
-    f'(Tensor d_out, Tensor? out, Tensor lse, {_ARGUMENTS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    f'(Tensor d_out, Tensor? out, Tensor lse, {_ARGUMENTS}, bool[] needs)'
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 
 
@@ -156,6 +157,44 @@ def _backward_op(*arguments: Any) -> tuple[Tensor, ...]:
     from .kernel import backward
 
     return backward(*arguments[:-1], needs=arguments[-1])
+
+
+@torch.library.register_fake('attnzoo::window_attention')
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from .kernel import ONE_TILE
+
+    q, k, num_heads, window, dilation, keep_lse = (arguments[i] for i in (0, 1, 7, 8, 9, -1))
+    keys = q if k is None else k
+    cut = make_partition(tuple(keys.shape[1:3]), tuple(window), tuple(dilation), (0, 0), False)
+    tokens = window[0] * window[1]
+    rows = (keys.shape[0] * cut.groups, num_heads, tokens) if keep_lse and tokens > ONE_TILE else 0
+    out = q.new_empty(*keys.shape[:3], keys.shape[3] // (3 if k is None else 1))
+    return out, q.new_empty(rows, dtype=torch.float32)
+
+
+@torch.library.register_fake('attnzoo::window_attention_backward')
+def _backward_fake(d_out: Tensor, out: Tensor | None, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    q, k, v, bias, _, cosine_scale, padding = arguments[:7]
+    needed = (True, k is not None, v is not None, *arguments[-1])
+    tensors = (q, k, v, bias, cosine_scale, padding)
+    return tuple(q.new_empty(0) if not need else x.new_empty(x.shape) for need, x in zip(needed, tensors, strict=True))
+
+
+def _forward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    """Two products, on every position of the padded map."""
+    batch, height, width, channels = out_shape[0]
+    window, dilation = tuple(shapes[8]), tuple(shapes[9])
+    cut = make_partition((height, width), window, dilation, (0, 0), False)
+    return 2 * 2 * batch * cut.groups * (window[0] * window[1]) ** 2 * channels
+
+
+def _backward_flops(d_out_shape: Any, _out_shape: Any, _lse_shape: Any, *shapes: Any, **_: Any) -> int:
+    """Five products: the scores again, and those of four gradients."""
+    return _forward_flops(*shapes, out_shape=[d_out_shape]) * 5 // 2
+
+
+register_flops(torch.ops.attnzoo.window_attention, _forward_flops)
+register_flops(torch.ops.attnzoo.window_attention_backward, _backward_flops)
 
 
 def _check(
