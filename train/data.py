@@ -287,7 +287,7 @@ class TrainLoader:
         self.config, self.transform, self.seed, self.rank = config, transform, seed, rank
         self.stream = isinstance(dataset, IterableDataset)
         if self.stream:
-            dataset.set_loader_cfg(num_workers=config.workers)  # type: ignore[attr-defined]
+            dataset.set_loader_cfg(num_workers=_workers(config))
         size, share = len(dataset), 1 if self.stream else processes  # a stream's length is already one process's
         self.batches = max(1, size // (config.batch_size * share * accumulate)) * accumulate
         if not self.stream:
@@ -303,14 +303,14 @@ class TrainLoader:
         # Opened anew each epoch, because its shuffling carries state from one epoch to the next.
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0] >> 1)
         dataset = open_dataset(self.config, self.config.train_split, seed)
-        dataset.set_loader_cfg(num_workers=self.config.workers)
+        dataset.set_loader_cfg(num_workers=_workers(self.config))
         samples = _Stream(dataset, self.transform, self.seed, epoch, self.rank)
         # Its workers' own shuffling is seeded by the loader's generator.
         loader = self._loader(samples, generator=torch.Generator().manual_seed(seed), drop_last=True)
         return islice(loader, start, self.batches)
 
     def _loader(self, samples: Dataset, **options: Any) -> DataLoader:
-        persistent = self.config.workers > 0 and not self.stream
+        persistent = _workers(self.config) > 0 and not self.stream
         return _data_loader(self.config, samples, _collate_full, persistent_workers=persistent, **options)
 
 
@@ -326,11 +326,17 @@ def _data_loader(config: DataConfig, samples: Dataset, collate: Callable[..., Ba
     return DataLoader(
         samples,
         batch_size=config.batch_size,
-        num_workers=config.workers,
+        num_workers=_workers(config),
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_parent,
         **options,
+    )
+
+
+def _workers(config: DataConfig) -> int:
+    return min(
+        config.workers, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     )
 
 

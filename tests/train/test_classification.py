@@ -139,9 +139,8 @@ def test_a_model_of_timm_is_scored_by_name(images, attnzoo, tmp_path, monkeypatc
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
     folder = tmp_path / 'home' / 'hub' / 'checkpoints'
     folder.mkdir(parents=True)
-    safetensors.torch.save_file(
-        timm.create_model('biformer_tiny').state_dict(), folder / 'biformer_tiny.in1k.safetensors'
-    )
+    weights = timm.create_model('biformer_tiny').state_dict()
+    safetensors.torch.save_file(weights, folder / 'biformer_tiny.in1k.safetensors')
     result = attnzoo('eval', 'biformer_tiny', f'data.root={images}', 'data.batch_size=8', 'data.workers=0')
     assert result.code == 0, result
     assert 'biformer_tiny, pretrained' in result.out and '24' in result.out

@@ -19,12 +19,10 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
 def without_extras(*arguments: object) -> subprocess.CompletedProcess:
     """Run the command line in a process where the packages of the extras cannot be imported."""
     code = f"""
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {EXTRAS}:
-            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
-sys.meta_path.insert(0, Missing())
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+hidden = lambda name, *rest: None if name.split('.')[0] in {EXTRAS} else find(name, *rest)
+PathFinder.find_spec = staticmethod(hidden)
 from attnzoo.__main__ import main
 main()
 """
@@ -124,7 +122,7 @@ def test_bad_input_is_one_line(arguments, message, recipe, images, tmp_path, mon
 
 def test_a_model_of_another_image_size_is_told_before_training(tmp_path, refused):
     recipe = tmp_path / 'vit.yaml'
-    recipe.write_text('{model: {name: test_vit}, data: {image_size: 32}}')
-    line = refused('train', recipe, f'output={tmp_path / "run"}')
-    assert line.startswith('test_vit does not take images of (3, 32, 32): ')
+    recipe.write_text('{model: {name: test_vit_relpos}, data: {image_size: 32}, train: {epochs: 1}}')
+    line = refused('train', recipe, f'output={tmp_path / "run"}', 'schedule.warmup_epochs=0')
+    assert line.startswith('test_vit_relpos does not take images of (3, 32, 32): ')
     assert line.endswith('or model.kwargs.img_size=32 where the model has that argument')
