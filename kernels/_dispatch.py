@@ -80,7 +80,7 @@ def _obstacle(tensor: Tensor, asked: bool) -> str | None:
         return 'the GPU is older than compute capability 8.0'
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return 'the graph is being exported'
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         return 'torch.func transforms see through PyTorch only'
     return None
 

@@ -4,11 +4,23 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from attnzoo.kernels._registry import Case
 
 from .op import window_attention
+from .reference import (
+    Partition,
+    attention_mask,
+    dense_bias,
+    make_partition,
+    split_heads,
+    split_padding,
+    to_map,
+    to_windows,
+)
 
 
 def _inputs(
@@ -41,6 +53,53 @@ def _inputs(
     }
 
 
+def _windows(
+    inputs: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float | None, Partition]:
+    """What users of SDPA or FlexAttention make first: rolled, padded and partitioned copies, the bias and the mask."""
+    q, k, v = split_heads(inputs['q'], None, None, inputs['num_heads'], inputs.get('qkv_layout', '3hd'))
+    size, window = tuple(q.shape[1:3]), inputs['window']
+    grid = inputs.get('partition') == 'grid'
+    dilation = tuple(-(-s // w) for s, w in zip(size, window, strict=True)) if grid else (1, 1)
+    cut = make_partition(size, window, dilation, inputs.get('shift', (0, 0)), False)
+    padding = inputs['padding']
+    k_padding, v_padding = split_padding(padding, *q.shape[3:], '3hd')
+    q, k, v = (
+        to_windows(x, cut, fill).view(-1, inputs['num_heads'], window[0] * window[1], q.shape[-1])
+        for x, fill in ((q, None), (k, k_padding), (v, v_padding))
+    )
+    scale = None
+    if inputs['cosine_scale'] is not None:
+        q = F.normalize(q, dim=-1) * inputs['cosine_scale'].view(-1, 1, 1)
+        k, scale = F.normalize(k, dim=-1), 1.0
+    bias = dense_bias(inputs['bias'], inputs['bias_index'])
+    return q, k, v, bias, attention_mask(cut, padding is None, q), scale, cut
+
+
+def sdpa(**inputs: Any) -> Tensor:
+    """torch's scaled_dot_product_attention, with the bias and the mask added up for every window."""
+    q, k, v, bias, mask, scale, cut = _windows(inputs)
+    added = bias if mask is None else (bias + mask.unsqueeze(1)).repeat(q.shape[0] // cut.groups, 1, 1, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+    return to_map(out, cut, q.shape[0] // cut.groups, q.shape[1])
+
+
+def _flex(**inputs: Any) -> Tensor:
+    q, k, v, bias, mask, scale, cut = _windows(inputs)
+
+    def modify(score: Tensor, window: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        score = score + bias[head, query, key]
+        return score if mask is None else score + mask[window % cut.groups, query, key]
+
+    out = flex_attention(q, k, v, score_mod=modify, scale=scale)
+    return to_map(out, cut, q.shape[0] // cut.groups, q.shape[1])
+
+
+def flex(**inputs: Any) -> Tensor:
+    """torch's FlexAttention, which is made to be compiled."""
+    return torch.compile(_flex)(**inputs)
+
+
 def _floor_bytes(inputs: dict[str, Any]) -> tuple[int, int]:
     """Forward reads q, k, v and writes the map; backward reads q, k, v, the map and its gradient and writes three."""
     unit = inputs['q'].numel() // 3 * inputs['q'].element_size()
@@ -58,6 +117,7 @@ def _case(
         window_attention,
         partial(_inputs, size=(size, size), heads=heads, head_dim=head_dim, window=(window, window), **settings),
         _floor_bytes,
+        rivals={'SDPA': sdpa, 'FlexAttention': flex},
         all_dtypes=all_dtypes,
     )
 

@@ -557,7 +557,7 @@ def _bias_gradient(dense: Tensor, bias: Tensor, bias_index: Tensor | None, token
         dense = torch.zeros(bias.shape, dtype=dense.dtype, device=dense.device).index_add_(
             0, bias_index.flatten(), dense.flatten(1).t()
         )
-    return dense.to(bias.dtype)
+    return dense.to(bias.dtype).contiguous()
 
 
 def _padding_gradient(k: Tensor, v: Tensor, padding: Tensor, qkv_layout: str) -> Tensor:

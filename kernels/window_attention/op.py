@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from attnzoo.kernels._dispatch import register_flops, through_op, use_triton
 
@@ -109,11 +110,14 @@ class _WindowAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, out, lse = ctx.saved_tensors
-        _, _, _, bias, _, cosine, padding = ctx.needs_input_grad[:7]
-        grads = _backward(d_out, out, lse, *tensors, *ctx.settings, needs=[bias, cosine, padding])
-        dq, dk, dv, d_bias, d_cosine, d_padding = (grad if grad.numel() else None for grad in grads)
+        needs = [ctx.needs_input_grad[i] for i in (3, 5, 6)]
+        grads = _backward(d_out, out, lse, *tensors, *ctx.settings, needs=needs)
+        has_keys = tensors[1] is not None
+        kept = zip(grads, (True, has_keys, has_keys, *needs), strict=True)
+        dq, dk, dv, d_bias, d_cosine, d_padding = (grad if keep else None for grad, keep in kept)
         return dq, dk, dv, d_bias, None, d_cosine, d_padding, *(None for _ in ctx.settings)
 
 

@@ -37,7 +37,11 @@ def make_partition(
     pad_after_shift: bool,
 ) -> Partition:
     tile_h, tile_w = window[0] * dilation[0], window[1] * dilation[1]
-    tiles = ((size[0] + tile_h - 1) // tile_h, (size[1] + tile_w - 1) // tile_w)
+    # A comparison, which torch.compile decides: for a grid, whose dilation grows with the map, it would else spend
+    # minutes on expressions that divide the map's size by itself.
+    tiles_h = 1 if tile_h >= size[0] else (size[0] + tile_h - 1) // tile_h
+    tiles_w = 1 if tile_w >= size[1] else (size[1] + tile_w - 1) // tile_w
+    tiles = (tiles_h, tiles_w)
     padded = (tiles[0] * tile_h, tiles[1] * tile_w)
     groups = tiles[0] * dilation[0] * tiles[1] * dilation[1]
     return Partition(size, window, dilation, shift, pad_after_shift, tiles, padded, groups)
@@ -194,11 +198,11 @@ def _attend(
     batch, _, _, heads, head_dim = k.shape
     tokens = cut.window[0] * cut.window[1]
     if q.shape == k.shape:
-        q = _to_windows(q, cut, None)
+        q = to_windows(q, cut, None)
     else:  # one window of queries an image, which all of its windows share
         q = q.permute(0, 3, 1, 2, 4).reshape(batch, 1, heads, tokens, head_dim)
         q = q.expand(-1, cut.groups, -1, -1, -1).reshape(-1, tokens, head_dim)
-    k, v = _to_windows(k, cut, k_padding), _to_windows(v, cut, v_padding)
+    k, v = to_windows(k, cut, k_padding), to_windows(v, cut, v_padding)
 
     # Products of contiguous batches: faster than SDPA on a CPU at 49 tokens, and they give the bias its gradient.
     if cosine_scale is not None:
@@ -214,7 +218,7 @@ def _attend(
     if mask is not None:
         scores = scores.view(batch, cut.groups, heads, tokens, tokens) + mask.unsqueeze(1)
     out = torch.bmm(scores.softmax(-1).to(v.dtype).view(-1, tokens, tokens), v)
-    return _to_map(out, cut, batch, heads)
+    return to_map(out, cut, batch, heads)
 
 
 def _normalize(x: Tensor) -> Tensor:
@@ -223,7 +227,7 @@ def _normalize(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1).to(x.dtype)  # the floor of the norm is zero in float16: padding would be NaN
 
 
-def _to_windows(x: Tensor, cut: Partition, padding: Tensor | None) -> Tensor:
+def to_windows(x: Tensor, cut: Partition, padding: Tensor | None) -> Tensor:
     """[B, H, W, heads, d] -> [B * G * heads, N, d], contiguous."""
     batch, height, width, heads, head_dim = x.shape
     back = (-cut.shift[0], -cut.shift[1])
@@ -245,7 +249,7 @@ def _to_windows(x: Tensor, cut: Partition, padding: Tensor | None) -> Tensor:
     return x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8).reshape(-1, cut.window[0] * cut.window[1], head_dim)
 
 
-def _to_map(x: Tensor, cut: Partition, batch: int, heads: int) -> Tensor:
+def to_map(x: Tensor, cut: Partition, batch: int, heads: int) -> Tensor:
     """[B * G * heads, N, d] -> [B, H, W, C]: the way back."""
     (tiles_h, tiles_w), (dilation_h, dilation_w) = cut.tiles, cut.dilation
     x = x.view(batch, tiles_h, dilation_h, tiles_w, dilation_w, heads, cut.window[0], cut.window[1], x.shape[-1])

@@ -1,0 +1,208 @@
+"""Time and memory of every op against what PyTorch offers for it: `python -m attnzoo.kernels.bench`.
+
+An op is timed only if its tests pass. Every way to its result is timed in turn with ours: on a GPU the kernel,
+elsewhere the reference. Results go to a JSON file, with a Markdown table and a plot of the same name beside it.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnzoo.kernels._measure import Ratio, copy_bandwidth, interleave, peak_bytes
+from attnzoo.kernels._registry import OPS, Case, cases
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to an op's result at one shape. Without a time, `error` says why."""
+
+    op: str
+    case: str
+    shape: str
+    batch: int
+    dtype: str
+    direction: str
+    way: str
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    ours_over_this: Ratio | None = None
+    floor_bytes: int = 0
+    floor_seconds: float = 0.0
+    error: str = ''
+
+
+def gate(op: str, tests: Path = CHECKOUT / 'tests' / 'kernels') -> None:
+    """Ends the program unless the tests of an op pass."""
+    file = tests / f'test_{op}.py'
+    if not file.is_file():
+        sys.exit(f'{op} is not timed: its tests, {file}, are not there (they come with a checkout)')
+    process = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-m', 'not slow', file], cwd=tests, capture_output=True, text=True
+    )
+    if process.returncode:
+        sys.exit(f'{op} is not timed, because its tests fail:\n{process.stdout[-4000:]}')
+
+
+def measure(case: Case, op: str, device: torch.device, batch: int, pairs: int, bandwidth: float) -> list[Row]:
+    """A row for each way and direction."""
+    dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
+    inputs = case.inputs(batch, device, dtype)
+    reference = partial(case.function, backend='torch')
+    ours = partial(case.function, backend='triton') if device.type == 'cuda' else reference
+    ways: dict[str, Callable[..., Tensor]] = {
+        'reference': reference,
+        'compiled reference': torch.compile(reference),
+        **case.rivals,
+    }
+    rows = []
+    for direction, floor in zip(('forward', 'forward+backward'), case.floor_bytes(inputs), strict=True):
+        total = floor if direction == 'forward' else floor + case.floor_bytes(inputs)[0]
+        blank = partial(Row, op, case.name, case.shape, batch, str(dtype).removeprefix('torch.'), direction)
+        limits = {'floor_bytes': total, 'floor_seconds': total / bandwidth}
+        own_call = _call(ours, inputs, direction)
+        own_seconds = None
+        for name, way in ways.items():
+            torch._dynamo.reset()
+            call = _call(way, inputs, direction)
+            try:
+                taken = interleave(own_call, call, device, pairs)
+                peak = peak_bytes(call, device)
+            except Exception as error:  # a rival that cannot take a shape is a finding, not a failure
+                rows.append(blank(name, error=f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'))
+                continue
+            own_seconds = own_seconds or taken.seconds
+            rows.append(blank(name, taken.other_seconds, peak, taken.ratio, **limits))
+        if ours is not reference:
+            rows.append(blank('kernel', own_seconds, peak_bytes(own_call, device), **limits))
+    return rows
+
+
+def _call(way: Callable[..., Tensor], inputs: dict[str, Any], direction: str) -> Callable[[], Any]:
+    tensors = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return way(**inputs)
+
+    def both() -> tuple[Tensor, ...]:
+        out = way(**inputs)
+        return torch.autograd.grad(out, tensors, out)
+
+    return forward if direction == 'forward' else both
+
+
+def markdown(rows: list[Row], machine: dict[str, str]) -> str:
+    lines = [
+        ', '.join(f'{key} {value}' for key, value in machine.items()) + '.',
+        '',
+        'Time is a median. "Ours / this" is below 1 where ours is faster: the median over interleaved pairs and its '
+        '95 % interval. The floor is the time that copying the bytes which must move would take.',
+        '',
+        '| op | case | direction | way | ms | ours / this | peak MiB | floor ms |',
+        '|---|---|---|---|---:|---|---:|---:|',
+    ]
+    for row in rows:
+        head = f'| {row.op} | {row.case} ({row.batch} x {row.shape}) | {row.direction} | {row.way} |'
+        if row.seconds is None or row.peak_bytes is None:
+            lines.append(f'{head} | {row.error} | | |')
+            continue
+        ratio = row.ours_over_this
+        compared = f'{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})' if ratio else ''
+        memory, floor = row.peak_bytes / 2**20, row.floor_seconds * 1e3
+        lines.append(f'{head} {row.seconds * 1e3:.3f} | {compared} | {memory:.1f} | {floor:.3f} |')
+    return '\n'.join(lines) + '\n'
+
+
+def plot(rows: list[Row], machine: dict[str, str], path: Path) -> None:
+    """Time of every way over the floor, a group of bars for each shape, a panel for each direction."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    shown = [row for row in rows if row.seconds is not None]
+    directions = sorted({row.direction for row in shown})
+    ways = list(dict.fromkeys(row.way for row in shown))
+    groups = list(dict.fromkeys((row.op, row.case) for row in shown))
+    figure, panels = pyplot.subplots(
+        1,
+        len(directions),
+        figsize=(7 * len(directions), 1.5 + 0.2 * len(groups) * (len(ways) + 1)),
+        sharey=True,
+        squeeze=False,
+    )
+    for panel, direction in zip(panels[0], directions, strict=True):
+        for i, way in enumerate(ways):
+            times = {
+                (r.op, r.case): r.seconds / r.floor_seconds for r in shown if (r.direction, r.way) == (direction, way)
+            }
+            places = [j + (i + 1) / (len(ways) + 1) - 0.5 for j, group in enumerate(groups) if group in times]
+            panel.barh(places, [times[g] for g in groups if g in times], 0.9 / (len(ways) + 1), label=way)
+        panel.set(title=direction, xlabel='time / time of copying the bytes that must move', yticks=range(len(groups)))
+        panel.set_yticklabels([f'{op}\n{case}' for op, case in groups], fontsize=8)
+        panel.axvline(1, color='black', linewidth=0.8)
+    panels[0][0].invert_yaxis()
+    panels[0][0].legend(fontsize=8)
+    figure.suptitle(', '.join(f'{key} {value}' for key, value in machine.items()), fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    try:
+        triton = version('triton')
+    except PackageNotFoundError:
+        triton = 'none'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{platform.machine()} CPU'
+    threads = {} if device.type == 'cuda' else {'threads': str(torch.get_num_threads())}
+    return {'device': name, **threads, 'torch': torch.__version__, 'triton': triton}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog='python -m attnzoo.kernels.bench', description=__doc__)
+    parser.add_argument('--op', choices=OPS, help='one op; default: all')
+    parser.add_argument('--case', default='', help='only cases whose name holds this text')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--batch', type=int, help="images of a call; default: the case's on a GPU, 1 on a CPU")
+    parser.add_argument('--pairs', type=int, default=20, help='interleaved pairs of each comparison (default: 20)')
+    parser.add_argument('--json', type=Path, help='default: benchmarks/results/kernels_DEVICE.json')
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: there is no GPU that torch can use here')
+    path = arguments.json or CHECKOUT / 'benchmarks' / 'results' / f'kernels_{device.type}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    machine, bandwidth, rows = describe_machine(device), copy_bandwidth(device), []
+    machine['copy bandwidth'] = f'{bandwidth / 1e9:.0f} GB/s'
+    for op in [arguments.op] if arguments.op else OPS:
+        selected = [case for case in cases(op) if arguments.case in case.name]
+        if not selected:
+            parser.error(f'--case: {arguments.case!r} is in none of {", ".join(case.name for case in cases(op))}')
+        gate(op)
+        for case in selected:
+            batch = arguments.batch or (case.batch if device.type == 'cuda' else 1)
+            rows += measure(case, op, device, batch, arguments.pairs, bandwidth)
+    path.write_text(json.dumps({'machine': machine, 'rows': [asdict(row) for row in rows]}, indent=1) + '\n')
+    table = markdown(rows, machine)
+    path.with_suffix('.md').write_text(table)
+    plot(rows, machine, path.with_suffix('.png'))
+    print(table)
+
+
+if __name__ == '__main__':
+    main()
