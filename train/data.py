@@ -335,9 +335,9 @@ def _data_loader(config: DataConfig, samples: Dataset, collate: Callable[..., Ba
 
 
 def _workers(config: DataConfig) -> int:
-    return min(
-        config.workers, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    )
+    """As many as asked for, but no more than there are cores to run them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(config.workers, cores)
 
 
 def _leave_signals_to_parent(_: int) -> None:

@@ -1,5 +1,6 @@
 """The verbs, as a user calls them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +17,25 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True)
 
 
-def without_extras(*arguments: object) -> subprocess.CompletedProcess:
-    """Run the command line in a process where the packages of the extras cannot be imported."""
+def without_extras(*commands: tuple) -> tuple[list[str], list[str]]:
+    """Run commands in a process where the packages of the extras are not there, and return its lines."""
     code = f"""
+import json, sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 hidden = lambda name, *rest: None if name.split('.')[0] in {EXTRAS} else find(name, *rest)
 PathFinder.find_spec = staticmethod(hidden)
 from attnzoo.__main__ import main
-main()
+for command in json.loads(sys.argv.pop()):
+    sys.argv[1:] = command
+    try:
+        main()
+    except SystemExit as end:
+        print('exit', end.code)
 """
-    return python(code, *arguments)
+    result = python(code, json.dumps([[str(word) for word in command] for command in commands]))
+    assert result.returncode == 0, result
+    return result.stdout.splitlines(), result.stderr.splitlines()
 
 
 def test_help_names_the_verbs_and_imports_nothing_heavy():
@@ -49,26 +58,28 @@ except SystemExit:
 
 
 def test_training_without_its_extra_says_what_to_install():
-    for arguments in (('train', 'digits_biformer'), ('eval', 'biformer_tiny')):
-        result = without_extras(*arguments)
-        assert result.returncode == 1
-        assert result.stderr.strip().endswith("which is not installed: pip install 'attnzoo[train]'")
-        assert result.stderr.count('\n') == 1
+    out, err = without_extras(('train', 'digits_biformer'), ('eval', 'biformer_tiny'))
+    assert out == ['exit 1', 'exit 1']
+    assert len(err) == 2
+    assert all(line.endswith("which is not installed: pip install 'attnzoo[train]'") for line in err)
 
 
 def test_predict_list_info_and_convert_need_no_extra(tmp_path: Path, images: Path):
     torch.save(timm.create_model('biformer_tiny').state_dict(), tmp_path / 'official.pth')
-    converted = tmp_path / 'converted.safetensors'
-    result = without_extras('convert', tmp_path / 'official.pth', converted, '--model', 'biformer_tiny')
-    assert result.returncode == 0 and converted.is_file(), result
-    result = without_extras('predict', converted, images / 'val' / 'red' / '00.png', images / 'val' / 'red' / '01.png')
-    assert result.returncode == 0, result
-    lines = result.stdout.splitlines()
-    assert len(lines) == 12 and lines[0].endswith('00.png') and lines[6].endswith('01.png')
-    percents = [float(line.split('%')[0]) for line in lines[1:6]]
+    converted, red = tmp_path / 'converted.safetensors', images / 'val' / 'red'
+    out, err = without_extras(
+        ('convert', tmp_path / 'official.pth', converted, '--model', 'biformer_tiny'),
+        ('predict', converted, red / '00.png', red / '01.png'),
+        ('list',),
+        ('info', 'biformer_tiny'),
+    )
+    assert not err
+    ends = [index for index, line in enumerate(out) if line.startswith('exit')]
+    assert [out[index] for index in ends] == ['exit 0'] * 4
+    predicted = out[ends[0] + 1 : ends[1]]
+    assert [len(predicted), predicted[0], predicted[6]] == [12, str(red / '00.png'), str(red / '01.png')]
+    percents = [float(line.split('%')[0]) for line in predicted[1:6]]
     assert percents == sorted(percents, reverse=True) and 0 < sum(percents) < 100
-    assert without_extras('list').returncode == 0
-    assert without_extras('info', 'biformer_tiny').returncode == 0
 
 
 def test_list_shows_our_models_only(attnzoo, refused):

@@ -69,9 +69,20 @@ def test_ctrl_c_in_an_epoch_and_resume_end_with_the_same_bits(
     assert last[0].startswith('stopped in epoch ') and last[1].startswith('to go on: attnzoo train '), stopped
     assert last[1].endswith('resume=auto')
     progress = load_state(broken / 'last.state')['progress']
+    assert progress['batch'] > 0, progress  # in the middle of an epoch
     assert progress['epoch'] < 4
     resumed = attnzoo(*command)
     assert resumed.code == 0 and f'going on from {broken}: epoch {progress["epoch"] + 1}' in resumed.out
+    assert_same_end(whole, broken)
+
+
+def test_ctrl_c_between_the_last_step_of_an_epoch_and_its_scores(arguments, tmp_path, start, stop, attnzoo):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    settings = (*arguments, 'train.grad_accum=18')  # the only step of an epoch is its last
+    assert attnzoo(*settings, f'output={whole}').code == 0
+    assert stop(start(*settings, f'output={broken}'), signal.SIGINT, lambda: lines_of(broken) >= 1).code == 130
+    assert load_state(broken / 'last.state')['progress']['batch'] == 18
+    assert attnzoo(*settings, f'output={broken}').code == 0
     assert_same_end(whole, broken)
 
 
