@@ -142,7 +142,8 @@ def relative_position_index(window: tuple[int, int], device: torch.device | None
 @register_notrace_function  # reason: int arguments are Proxies under fx
 def fit_window(height: int, width: int, window: tuple[int, int]) -> tuple[int, int]:
     """As much of a window as a map holds: with padding masked, the rest of it would have no influence."""
-    return min(window[0], height), min(window[1], width)
+    # Comparisons, which torch.compile decides; with min() it would spend minutes on its symbolic sizes.
+    return height if height < window[0] else window[0], width if width < window[1] else window[1]
 
 
 @register_notrace_function  # reason: int arguments are Proxies under fx
@@ -165,4 +166,5 @@ def fit_shift(height: int, width: int, window: tuple[int, int], shift: tuple[int
 @register_notrace_function  # reason: it looks at sizes
 def pad_to_window(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Pad a map [B, H, W, C] with zeros to no less than a window."""
-    return pad_to(x, (max(x.shape[1], window[0]), max(x.shape[2], window[1])))
+    height, width = x.shape[1], x.shape[2]
+    return pad_to(x, (height if height > window[0] else window[0], width if width > window[1] else window[1]))

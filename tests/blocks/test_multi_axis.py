@@ -1,0 +1,87 @@
+"""MaxViT's block against the official weights' arithmetic, as timm has it."""
+
+import pytest
+import torch
+from check import check_block
+from timm.models.maxxvit import MaxxVitBlock, MaxxVitConvCfg, MaxxVitTransformerCfg
+
+from attnzoo.blocks import BlockAttention, GridAttention, MBConv, MultiAxisAttention
+from attnzoo.blocks.multi_axis import AttentionLayer
+
+
+@pytest.mark.parametrize(
+    'name, attention', [('maxvit_block_attention', BlockAttention), ('maxvit_grid_attention', GridAttention)]
+)
+def test_attention_equals_the_golden_module(name, attention):
+    assert check_block(name, AttentionLayer(24, attention(24, num_heads=3, window=4)))
+
+
+@pytest.mark.parametrize('stride, dim_out', [(1, 16), (2, 24)])
+def test_convolution_equals_the_golden_module(stride, dim_out):
+    assert check_block(f'maxvit_mbconv_s{stride}', MBConv(16, dim_out, stride))
+
+
+@pytest.mark.parametrize('stride, dim_out, size', [(1, 16, (6, 8)), (2, 24, (12, 16)), (2, 16, (11, 15))])
+def test_block_equals_timm(stride, dim_out, size):
+    """The whole block under timm's names, in training (batch statistics); gradients of all parameters."""
+    torch.manual_seed(0)
+    theirs = MaxxVitBlock(
+        16,
+        dim_out,
+        stride,
+        conv_cfg=MaxxVitConvCfg(norm_eps=1e-3, act_layer='gelu_tanh', padding='same'),
+        transformer_cfg=MaxxVitTransformerCfg(
+            dim_head=8,
+            head_first=False,
+            rel_pos_type='bias_tf',
+            window_size=(3, 4),
+            norm_eps=1e-5,
+            act_layer='gelu_tanh',
+        ),
+    ).double()
+    ours = MultiAxisAttention(16, dim_out, stride, window=(3, 4), head_dim=8, dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+
+    x = torch.randn(2, *size, 16, dtype=torch.float64)
+    expected = theirs(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    out, weight = ours(x), torch.randn_like(expected)
+    torch.testing.assert_close(out, expected)
+    (expected * weight).sum().backward()
+    (out * weight).sum().backward()
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name).grad, parameter.grad)
+    for name, buffer in theirs.named_buffers():
+        if name.endswith('running_var'):
+            torch.testing.assert_close(ours.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_graphs(stride, assert_same_in_a_graph):
+    module = MultiAxisAttention(16, 16 * stride, stride, window=(3, 4), head_dim=8)
+    assert_same_in_a_graph(module, torch.randn(2, 12, 8, 16), torch.randn(1, 7, 9, 16))
+
+
+def test_meta_device(assert_restored):
+    assert_restored(lambda **dd: MultiAxisAttention(16, 32, 2, window=3, head_dim=8, **dd), 2, 7, 9, 16)
+
+
+def test_stochastic_depth_drops_whole_branches():
+    torch.manual_seed(0)
+    module = MultiAxisAttention(16, window=3, head_dim=8, drop_path=0.999).train()
+    x = torch.randn(1, 6, 6, 16)
+    torch.testing.assert_close(module(x), x)
+    assert not torch.allclose(module.eval()(x), x, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(head_dim=7), 'head_dim: expected a divisor of 16 channels, got 7'),
+        (dict(head_dim=8, stride=3), 'stride: expected 1 or 2, got 3'),
+        (dict(head_dim=8, dim_out=24), 'dim_out: expected the 16 channels of the input where the stride is 1, got 24'),
+        (dict(head_dim=8, window=0), 'window: expected a positive number'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultiAxisAttention(16, **arguments)
