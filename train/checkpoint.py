@@ -4,7 +4,6 @@ Files of others are read with `weights_only`, so nothing in them runs.
 """
 
 import argparse
-import errno
 import io
 import os
 import pickle
@@ -22,9 +21,7 @@ from torch import Tensor, nn
 
 from attnzoo.backbones import checkpoint_filter
 
-from .errors import UserError, first_line
-
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from .errors import DISK_IS_FULL, UserError, first_line
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -46,7 +43,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         if error.errno not in DISK_IS_FULL:
             raise
         raise UserError(
-            f'cannot write {path} ({len(data) / 2**20:.1f} MiB): {error.strerror}; the checkpoint before it is intact'
+            f'cannot write {path} ({len(data) / 2**20:.1f} MiB): {error.strerror}; what was saved before is intact'
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from . import models, report
 from .build import create_optimizer, create_schedule, make_accelerator
@@ -268,7 +269,8 @@ def score(config: Config, model: nn.Module, spec: models.ModelSpec, classes: lis
         raise UserError(f'the data has {found} classes, and {spec.name} has {spec.num_classes} outputs')
     transform = eval_transform(spec.data)
     batches = eval_loader(config.data, dataset, transform, accelerator.process_index, accelerator.num_processes)
-    tracked = track(batches, 'scoring', len(batches), config.log.seconds, show=accelerator.is_main_process)
+    total = None if isinstance(dataset, IterableDataset) else len(batches)
+    tracked = track(batches, 'scoring', total, config.log.seconds, show=accelerator.is_main_process)
     bad = BadImages(config.data.max_bad_images, [], say)
     return evaluate(model.to(accelerator.device), tracked, spec.num_classes, accelerator, bad)
 

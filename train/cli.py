@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from .errors import UserError
+from .errors import DISK_IS_FULL, UserError
 
 app = typer.Typer(
     name='attnzoo',
@@ -27,8 +27,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f'attnzoo: {error}', file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        _fail(f'cannot write {error.filename or "a file"}: {error.strerror}; what was saved before is intact')
+
+
+def _fail(message: str) -> NoReturn:
+    print(f'attnzoo: {message}', file=sys.stderr)
+    sys.exit(1)
 
 
 @contextmanager

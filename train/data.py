@@ -96,7 +96,7 @@ def open_dataset(config: DataConfig, split: str, seed: int = 0, classes: list[st
             name,
             root=root or None,
             split=split,
-            search_split=False,
+            search_split=kind != 'folder',
             is_training=training,
             batch_size=config.batch_size if training else 1,
             seed=seed,
@@ -220,7 +220,8 @@ class _Samples(Dataset):
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         if not isinstance(self.dataset, ImageDataset):
-            return self.dataset[index]
+            image, label = self.dataset[index]
+            return image.convert('RGB'), label
         # Past ImageDataset's own reading, which puts the next image in the place of one that cannot be read.
         stream, label, *_ = self.dataset.reader[index]
         with stream, Image.open(stream) as image:

@@ -1,7 +1,10 @@
 """What goes wrong for a user: one exception, shown by the command line as one line."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):

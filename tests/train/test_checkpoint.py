@@ -149,9 +149,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
         text=True,
         check=True,
     )
-    assert process.stdout.startswith(
-        f'cannot write {path} (1.0 MiB): File too large; the checkpoint before it is intact'
-    )
+    assert process.stdout.startswith(f'cannot write {path} (1.0 MiB): File too large; what was saved before is intact')
     assert path.read_bytes() == b'old'
     assert os.listdir(tmp_path) == ['last.state']
 

@@ -214,6 +214,25 @@ def test_webdataset_shards_train_and_score(shards: Path, recipe: Path, tmp_path:
     assert result.code == 0, result
     summary = json.loads((run / 'summary.json').read_text())
     assert summary['images'] == 12 and summary['top1'] > 60
+    scored = attnzoo('eval', run)
+    assert scored.code == 0 and f'{summary["top1"]:.2f} %' in scored.out, scored
+
+
+def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
+    """Files as MNIST has them: images of one channel, four of them."""
+    raw = tmp_path / 'MNIST' / 'raw'
+    raw.mkdir(parents=True)
+    pixels = np.arange(4 * 28 * 28, dtype=np.uint8)
+    for name in ('train', 't10k'):
+        header = b''.join(number.to_bytes(4, 'big') for number in (0x803, 4, 28, 28))
+        (raw / f'{name}-images-idx3-ubyte').write_bytes(header + pixels.tobytes())
+        labels = (0x801).to_bytes(4, 'big') + (4).to_bytes(4, 'big') + bytes([3, 1, 4, 1])
+        (raw / f'{name}-labels-idx1-ubyte').write_bytes(labels)
+    config = DataConfig(root=str(tmp_path), format='torch/mnist', batch_size=4, workers=0)
+    dataset = data.open_dataset(config, 'validation')
+    assert len(data.class_names(dataset)) == 10
+    images, labels, bad = next(iter(data.eval_loader(config, dataset, data.eval_transform(LOOK), 0, 1)))
+    assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
 
 
 def test_a_package_of_timm_that_is_missing_is_named():

@@ -120,7 +120,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_its_checkpoint_intact(argume
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, (out, err)
     assert err.strip().count('\n') == 0 and err.startswith(f'attnzoo: cannot write {run}/'), err
-    assert 'the checkpoint before it is intact' in err
+    assert 'what was saved before is intact' in err
     assert {name: (run / name).read_bytes() for name in before} == before
     assert not list(run.glob('*.part'))
     assert attnzoo(*arguments, f'output={run}').code == 0
