@@ -8,15 +8,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 demo: $(VENV)/.train
 	$(BIN)/attnzoo train classification/digits_biformer.yaml output=runs/demo
-	@echo
-	@echo "Look at runs/demo: curves.png, confusion_matrix.png, wrong_predictions.png, summary.json"
-	@echo "Try:  $(BIN)/attnzoo eval runs/demo    $(BIN)/attnzoo list"
+	@echo "next: $(BIN)/attnzoo predict runs/demo IMAGE...    $(BIN)/attnzoo list    $(BIN)/attnzoo --help"
+
+# Two processes of one thread each: with more, threads of one process wait for those of the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_style.py

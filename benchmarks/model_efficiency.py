@@ -24,9 +24,9 @@ import timm
 import torch
 import yaml
 from official_attention import routed_attention
-from torch.profiler import ProfilerActivity, profile
 
 import attnzoo  # noqa: F401  (registers the models)
+from attnzoo.kernels._measure import peak_bytes
 
 ROOT = Path(__file__).parents[1]
 TIMM_GMACS = {'davit_tiny': 4.5218, 'swin_tiny_patch4_window7_224': 4.5, 'maxvit_tiny_tf_224': 5.5518}
@@ -80,18 +80,6 @@ def efficiency(step, macs):
     return max(pairs)
 
 
-def memory(step):
-    """Peak of live tensor bytes that a step allocates beyond those alive when it starts."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == '[memory]']
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 def measure(row, batch, what):
     """One figure of one row, in this process."""
     name, _, formulation = row.partition(':')
@@ -102,7 +90,7 @@ def measure(row, batch, what):
     gmacs = official_gmacs(name)
     for direction, step in steps(name, batch).items():
         if what == 'memory':
-            result[f'{direction}_peak_tensor_bytes'] = memory(step)
+            result[f'{direction}_peak_tensor_bytes'] = peak_bytes(step, torch.device('cpu'))
         else:
             macs = batch * gmacs * 1e9 * (1 if direction == 'forward' else 3)
             best, taken, rate = efficiency(step, macs)
