@@ -66,6 +66,8 @@ def train(
 def evaluate(target: Target, overrides: Overrides = None) -> None:
     """Score a model on held-out images: those of its run, or those of data.root=PATH."""
     with _extra('train'):
+        from accelerate import PartialState
+
         from .classification import score
         from .config import load, resolve
     from pathlib import Path
@@ -85,7 +87,8 @@ def evaluate(target: Target, overrides: Overrides = None) -> None:
         'images': f'{scores.images:,}',
         'speed': f'{scores.images_per_second:,.0f} images/s',
     }
-    show_table(source, rows)
+    if PartialState().is_main_process:
+        show_table(source, rows)
 
 
 @app.command()
