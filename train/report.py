@@ -77,7 +77,7 @@ def _draw_confusion(path: Path, counts: np.ndarray, spec: ModelSpec) -> None:
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=100)
     figure.colorbar(image, label='share of the true class (%)', shrink=0.8)
-    axes.set(title='Confusion matrix, held-out images (counts)', xlabel='predicted class', ylabel='true class')
+    axes.set(title='Confusion matrix of the held-out images', xlabel='predicted class', ylabel='true class')
     if classes <= NAMED_TICKS:
         names = [spec.class_name(index) for index in range(classes)]
         turned = max(map(len, names)) > 3
@@ -97,7 +97,7 @@ def _draw_mistakes(path: Path, scores: Scores, spec: ModelSpec) -> None:
     figure = Figure(figsize=(max(2.1 * columns, 6), 2.5 * rows + 0.6), layout='constrained')
     grid = figure.subplots(rows, columns, squeeze=False)
     wrong = round(scores.images * (100 - scores.top1) / 100)
-    figure.suptitle(f'{wrong} of {scores.images} held-out images are wrong; the most confident mistakes')
+    figure.suptitle(f'{wrong} of {scores.images} held-out images predicted wrongly, the most confident first')
     for axes in grid.flat:
         axes.axis('off')
     for axes, mistake in zip(grid.flat, shown, strict=False):
