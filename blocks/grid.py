@@ -30,7 +30,8 @@ class GridAttention(nn.Module):
         ValueError: `num_heads` does not divide `dim`, or `window` is out of range.
     """
 
-    partition: torch.jit.Final[str] = 'grid'
+    partition = 'grid'
+    __constants__ = ('partition',)  # for TorchScript; typing.Final would not let the subclass choose
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class GridAttention(nn.Module):
 class BlockAttention(GridAttention):
     """The same attention, with the same parameters, within the map's blocks of Wh x Ww adjacent tokens."""
 
-    partition: torch.jit.Final[str] = 'window'
+    partition = 'window'
 
 
 class RelativePositionBias(nn.Module):
@@ -78,6 +79,8 @@ class RelativePositionBias(nn.Module):
     Shape: a window (h, w), at most (Wh, Ww) -> the bias table [T, num_heads] and the index [N, N] into its rows, as
     `attnzoo.kernels.window_attention` takes them.
     """
+
+    relative_position_index: Tensor
 
     def __init__(self, window: tuple[int, int], num_heads: int, device=None, dtype=None):
         super().__init__()

@@ -91,7 +91,7 @@ class MBConv(nn.Module):
         self.norm1 = BatchNormAct2d(hidden, eps=1e-3, act_layer=ACTIVATION, **dd)
         self.conv2_kxk = create_conv2d(hidden, hidden, 3, stride=stride, padding='same', depthwise=True, **dd)
         self.norm2 = BatchNormAct2d(hidden, eps=1e-3, act_layer=ACTIVATION, **dd)
-        self.se = SEModule(hidden, rd_channels=dim_out // 4, act_layer='silu', **dd)
+        self.se = SEModule(hidden, rd_channels=dim_out // 4, act_layer=nn.SiLU, **dd)
         self.conv3_1x1 = create_conv2d(hidden, dim_out, 1, bias=True, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
