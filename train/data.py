@@ -106,10 +106,8 @@ def open_dataset(config: DataConfig, split: str, seed: int = 0, classes: list[st
         raise UserError(f'data.format={kind} needs the package {error.name!r}: pip install {error.name}') from error
     except Exception as error:
         # From readers of six libraries, each with its own exceptions.
-        message = first_line(error)
-        if 'install webdataset' in message:
-            message = "needs the package 'webdataset': pip install webdataset"
-        raise UserError(f'data.format={kind} data.root={config.root or repr("")} ({split}): {message}') from error
+        where = f'data.format={kind} data.root={config.root!r} ({split})'
+        raise UserError(f'{where}: {first_line(error)}') from error
 
 
 def _split_folder(config: DataConfig, split: str) -> Path:
