@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from attnzoo.kernels import route_regions, routed_attention
 
+from ._common import check_heads, pad_to
+
 
 class BiLevelRoutingAttention(nn.Module):
     """Bi-level routing attention over a channels-last map.
@@ -68,8 +70,8 @@ class BiLevelRoutingAttention(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         qk_dim = qk_dim or dim
-        if dim % num_heads or qk_dim % num_heads:
-            raise ValueError(f'num_heads: expected a divisor of {dim} and {qk_dim} channels, got {num_heads}')
+        check_heads(dim, num_heads)
+        check_heads(qk_dim, num_heads)
         if top_k < 1 or regions < 1:
             raise ValueError(f'top_k and regions: expected at least 1, got {top_k} and {regions}')
         if padding not in ('input', 'projection'):
@@ -142,15 +144,6 @@ def region_grid(
         rows, columns = (height + region_h - 1) // region_h, (width + region_w - 1) // region_w
     padded = (rows * region_h, columns * region_w)
     return (rows, columns), padded, min(top_k, rows * columns)
-
-
-@register_notrace_function  # reason: it looks at sizes, so that a map that needs no padding is not copied
-def pad_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pad a map [B, H, W, C] with zeros at the bottom and right to `size`."""
-    bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
-    if bottom == 0 and right == 0:
-        return x
-    return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
 @register_notrace_function  # reason: int arguments are Proxies

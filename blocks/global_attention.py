@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._common import check_heads
+
 
 class GlobalAttention(nn.Module):
     """Attention of every token of a channels-last map to every other, plus a depthwise convolution (LePE).
@@ -37,8 +39,7 @@ class GlobalAttention(nn.Module):
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f'num_heads: expected a divisor of {dim} channels, got {num_heads}')
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.lepe_on_value = lepe_on_value
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
 
-from .window import check_heads, crop_index, fit_window, relative_position_index, window_size
+from ._common import check_heads, window_size
+from .window import crop_index, fit_window, relative_position_index
 
 
 class GridAttention(nn.Module):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
 
+from ._common import check_heads
 from .dynamic_position_bias import DynamicPositionBias
-from .window import check_heads, relative_position_index
+from .window import relative_position_index
 
 
 class LongShortAttention(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
 
-from .bi_level import pad_to
+from ._common import check_heads, pad_to, window_size
 
 
 class WindowAttention(nn.Module):
@@ -109,20 +109,6 @@ class WindowAttention(nn.Module):
             window=window,
         )
         return self.proj(out[:, :H, :W])
-
-
-def check_heads(dim: int, num_heads: int) -> None:
-    """Raises a ValueError unless `num_heads` heads divide `dim` channels."""
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f'num_heads: expected a divisor of {dim} channels, got {num_heads}')
-
-
-def window_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a window that is given as a number or a pair; a ValueError names the argument."""
-    pair = to_2tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
-        raise ValueError(f'{name}: expected a positive number of tokens or (height, width), got {size!r}')
-    return pair
 
 
 @register_notrace_function  # reason: int arguments are Proxies under fx
