@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -149,7 +150,6 @@ def test_evaluation_leaves_unreadable_images_out(images: Path, recipe: Path, tmp
         (['data.root={empty}'], 'no folder train or training in it, but nothing'),
         (['data.root={images}/train'], 'no folder train or training in it, but blue, green, red'),
         (['data.root={hollow}'], 'Found 0 images in subfolders of'),
-        (['data.format=hfds/nobody/nothing'], "needs the package 'datasets': pip install datasets"),
         (['data.format=wds/', 'data.root={empty}'], 'data.format=wds/'),
         (['data.format=nonsense/x'], 'data.format=nonsense/x'),
         (['data.root={images}', 'model.num_classes=2'], 'model.num_classes=2, and the data names 3 classes'),
@@ -235,6 +235,18 @@ def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
 
 
-def test_a_package_of_timm_that_is_missing_is_named():
-    with pytest.raises(UserError, match='pip install datasets'):
+def test_a_package_of_timm_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, 'datasets', None)  # importing it now fails
+    monkeypatch.delitem(sys.modules, 'timm.data.readers.reader_hfds', raising=False)
+    with pytest.raises(UserError, match="needs the package 'datasets': pip install datasets"):
         data.open_dataset(DataConfig(format='hfds/nobody/nothing'), 'train')
+
+
+def test_a_dataset_of_hugging_face_trains_and_names_its_classes(images: Path, recipe: Path, tmp_path: Path, attnzoo):
+    """A folder, which the library opens as it opens a name of the hub."""
+    run = tmp_path / 'run'
+    result = attnzoo('train', recipe, f'output={run}', f'data.format=hfds/{images}', f'data.root={tmp_path / "cache"}')
+    assert result.code == 0, result
+    assert json.loads((run / 'summary.json').read_text())['images'] == 24
+    scored = attnzoo('predict', run, images / 'val' / 'red' / '00.png')
+    assert {'red', 'green', 'blue'} <= set(scored.out.split()), scored
