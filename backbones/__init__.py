@@ -1,6 +1,13 @@
 """Backbones registered with timm: one family a file."""
 
-from ._weights import WeightsNotFoundError, checkpoint_filter, official_file, placed_file
+from ._weights import WeightsNotFoundError, checkpoint_filter, checkpoint_folder, official_file, placed_file
 from .biformer import BiFormer
 
-__all__ = ['BiFormer', 'WeightsNotFoundError', 'checkpoint_filter', 'official_file', 'placed_file']
+__all__ = [
+    'BiFormer',
+    'WeightsNotFoundError',
+    'checkpoint_filter',
+    'checkpoint_folder',
+    'official_file',
+    'placed_file',
+]

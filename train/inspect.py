@@ -4,7 +4,7 @@ import timm
 from rich.table import Table
 from timm.models import PretrainedCfg
 
-from attnzoo.backbones import official_file, placed_file
+from attnzoo.backbones import checkpoint_folder, official_file, placed_file
 
 from .console import console, show_table
 from .errors import UserError, near
@@ -22,7 +22,7 @@ def show_list(pattern: str = '*') -> None:
         table.add_column(heading)
     for name in names:
         cfg = timm.get_pretrained_cfg(name)
-        table.add_row(name, _size(cfg) if cfg else '', _weights(name, cfg))
+        table.add_row(name, _size(cfg) if cfg else '', _weights(name, cfg).partition(';')[0])
     console.print(table)
 
 
@@ -57,7 +57,9 @@ def _weights(name: str, cfg: PretrainedCfg | None) -> str:
     if cfg and (cfg.file or cfg.hf_hub_id or cfg.url):
         return str(cfg.file or (f'hf-hub:{cfg.hf_hub_id}' if cfg.hf_hub_id else cfg.url))
     file = official_file(tagged)
-    return f'{file.name}, from {file.page}' if file else 'none published'
+    if file is None:
+        return 'none published'
+    return f'listed as {file.name}; {file.status}: place the file in {checkpoint_folder()}, see {file.page}'
 
 
 def _paper(cfg: PretrainedCfg) -> str:
