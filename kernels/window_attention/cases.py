@@ -13,11 +13,12 @@ from attnzoo.kernels._registry import Case
 from .op import window_attention
 from .reference import (
     Partition,
+    arrange,
+    arrange_back,
     attention_mask,
     dense_bias,
     make_partition,
     split_heads,
-    split_padding,
     to_map,
     to_windows,
 )
@@ -57,31 +58,29 @@ def _windows(
     inputs: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float | None, Partition]:
     """What users of SDPA or FlexAttention make first: rolled, padded and partitioned copies, the bias and the mask."""
-    q, k, v = split_heads(inputs['q'], None, None, inputs['num_heads'], inputs.get('qkv_layout', '3hd'))
-    size, window = tuple(q.shape[1:3]), inputs['window']
+    size, window = tuple(inputs['q'].shape[1:3]), inputs['window']
     grid = inputs.get('partition') == 'grid'
     dilation = tuple(-(-s // w) for s, w in zip(size, window, strict=True)) if grid else (1, 1)
     cut = make_partition(size, window, dilation, inputs.get('shift', (0, 0)), False)
-    padding = inputs['padding']
-    k_padding, v_padding = split_padding(padding, *q.shape[3:], '3hd')
+    packed = arrange(inputs['q'], cut, inputs['padding'])
     q, k, v = (
-        to_windows(x, cut, fill).view(-1, inputs['num_heads'], window[0] * window[1], q.shape[-1])
-        for x, fill in ((q, None), (k, k_padding), (v, v_padding))
+        to_windows(x, cut).view(-1, inputs['num_heads'], window[0] * window[1], x.shape[-1])
+        for x in split_heads(packed, None, None, inputs['num_heads'], inputs.get('qkv_layout', '3hd'))
     )
     scale = None
     if inputs['cosine_scale'] is not None:
         q = F.normalize(q, dim=-1) * inputs['cosine_scale'].view(-1, 1, 1)
         k, scale = F.normalize(k, dim=-1), 1.0
     bias = dense_bias(inputs['bias'], inputs['bias_index'])
-    return q, k, v, bias, attention_mask(cut, padding is None, q), scale, cut
+    return q, k, v, bias, attention_mask(cut, inputs['padding'] is None, q.dtype, q.device), scale, cut
 
 
 def sdpa(**inputs: Any) -> Tensor:
     """torch's scaled_dot_product_attention, with the bias and the mask added up for every window."""
     q, k, v, bias, mask, scale, cut = _windows(inputs)
-    added = bias if mask is None else (bias + mask.unsqueeze(1)).repeat(q.shape[0] // cut.groups, 1, 1, 1)
+    added = bias if mask is None else (bias + mask).repeat(q.shape[0] // cut.groups, 1, 1, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
-    return to_map(out, cut, q.shape[0] // cut.groups, q.shape[1])
+    return arrange_back(to_map(out, cut, q.shape[0] // cut.groups, q.shape[1]), cut)
 
 
 def _flex(**inputs: Any) -> Tensor:
@@ -89,10 +88,10 @@ def _flex(**inputs: Any) -> Tensor:
 
     def modify(score: Tensor, window: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         score = score + bias[head, query, key]
-        return score if mask is None else score + mask[window % cut.groups, query, key]
+        return score if mask is None else score + mask[window % cut.groups, 0, query, key]
 
     out = flex_attention(q, k, v, score_mod=modify, scale=scale)
-    return to_map(out, cut, q.shape[0] // cut.groups, q.shape[1])
+    return arrange_back(to_map(out, cut, q.shape[0] // cut.groups, q.shape[1]), cut)
 
 
 def flex(**inputs: Any) -> Tensor:

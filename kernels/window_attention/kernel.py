@@ -21,7 +21,7 @@ from torch import Tensor
 from attnzoo.kernels._launch import Target, launch, target_of
 from attnzoo.kernels._triton import dot, narrow
 
-from .reference import SHIFT_MASK, Partition, make_partition, split_heads, split_padding
+from .reference import SHIFT_MASK, Partition, make_partition, split_heads
 
 ONE_TILE = 64  # tokens
 
@@ -532,6 +532,21 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
     )
 
 
+def _split_padding(
+    padding: Tensor | None, num_heads: int, head_dim: int, qkv_layout: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """What k and v are at padded positions, [heads, d] each; q's share, if there is one, has no effect on the map."""
+    if padding is None:
+        return None, None
+    if padding.numel() == 2 * num_heads * head_dim:
+        k, v = padding.view(2, num_heads, head_dim).unbind(0)
+    elif qkv_layout == '3hd':
+        _, k, v = padding.view(3, num_heads, head_dim).unbind(0)
+    else:
+        _, k, v = padding.view(num_heads, 3, head_dim).unbind(1)
+    return k, v
+
+
 def _strides(heads: Tensor) -> tuple[Any, ...]:
     """Strides of a map [B, H, W, heads, d], all but the last in units, and the unit."""
     strides = heads.stride()
@@ -594,7 +609,7 @@ def _common_arguments(
     tokens = window[0] * window[1]
     tile = _tiles(tokens, head_dim, cosine_scale is not None, target_of(q)).tokens
     padded_tokens = triton.cdiv(tokens, tile) * tile
-    k_padding, v_padding = split_padding(padding, num_heads, head_dim, qkv_layout)
+    k_padding, v_padding = _split_padding(padding, num_heads, head_dim, qkv_layout)
     arguments = {
         'q': q, 'k': k, 'v': v,
         'q_strides': _strides(q), 'k_strides': _strides(k), 'v_strides': _strides(v),

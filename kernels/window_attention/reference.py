@@ -3,7 +3,8 @@
 Legend: B images, H x W map, C = heads * d channels, window of Wh x Ww = N tokens, G windows in an image's padded map.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,6 @@ SHIFT_MASK = (
     -100.0
 )  # added, not excluded: large logits (SwinV2's reach 116) see across the seam, as in the published nets
 PADDING_MASK = -3e4  # excludes a key in every dtype (its exp is 0), and a window of nothing but padding stays finite
-CHUNK_BYTES = 4 << 20  # of q, k and v: eager CPU inference takes so many images at a time, and stays in the caches
 
 
 class Partition(NamedTuple):
@@ -64,25 +64,61 @@ def window_attention_reference(
     scale: float | None,
 ) -> Tensor:
     """The op on arguments that `window_attention` has checked, with the partition resolved to a dilation."""
-    q, k, v = split_heads(q, k, v, num_heads, qkv_layout)
-    batch, height, width, _, head_dim = k.shape
+    height, width = (q if k is None else k).shape[1:3]
     cut = make_partition((height, width), window, dilation, shift, pad_after_shift)
-    k_padding, v_padding = split_padding(padding, num_heads, head_dim, qkv_layout)
-    mask = attention_mask(cut, padding is None, q)
     if bias is not None:
         bias = dense_bias(bias, bias_index).to(q.dtype)
-    factor = head_dim**-0.5 if scale is None else scale
+    if torch.jit.is_scripting():
+        mask = attention_mask(cut, padding is None, q.dtype, q.device)
+        return _whole(q, k, v, num_heads, qkv_layout, cut, bias, mask, scale, cosine_scale, padding)
+    else:
+        return _unscripted(q, k, v, num_heads, qkv_layout, cut, bias, scale, cosine_scale, padding)
 
-    chunk = batch
-    if not torch.jit.is_scripting():
-        chunk = _images_at_a_time(q, k, v, bias, cosine_scale, padding)
-    if chunk >= batch:
-        return _attend(q, k, v, cut, bias, mask, factor, cosine_scale, k_padding, v_padding)
-    out = torch.empty((batch, height, width, num_heads * head_dim), dtype=q.dtype, device=q.device)
-    for start in range(0, batch, chunk):
-        part = slice(start, start + chunk)
-        out[part] = _attend(q[part], k[part], v[part], cut, bias, mask, factor, cosine_scale, k_padding, v_padding)
-    return out
+
+def _unscripted(*arguments: Any) -> Tensor:
+    from .eager_cpu import by_parts  # here, because it is made of this module's parts
+
+    q, cut, padding = arguments[0], arguments[5], arguments[-1]
+    eager = _is_eager()
+    mask = (_cached_mask if eager else attention_mask)(cut, padding is None, q.dtype, q.device)
+    run = by_parts if eager and q.device.type == 'cpu' and q.shape[0] > 0 else _whole
+    return run(*arguments[:7], mask, *arguments[7:])
+
+
+def _is_eager() -> bool:
+    """Whether nothing but autograd looks on: no graph is made, no mode or functional transform is active."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _whole(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    num_heads: int,
+    qkv_layout: str,
+    cut: Partition,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float | None,
+    cosine_scale: Tensor | None,
+    padding: Tensor | None,
+) -> Tensor:
+    """In so many words: shift and pad, take the windows, attend, put them back."""
+    q, k, v = arrange_all(q, k, v, cut, padding)
+    q, k, v = split_heads(q, k, v, num_heads, qkv_layout)
+    batch = k.shape[0]
+    if q.shape == k.shape:
+        q = to_windows(q, cut)
+    else:
+        q = share_queries(q, cut.groups)
+    out = attend(q, to_windows(k, cut), to_windows(v, cut), num_heads, bias, mask, scale, cosine_scale)
+    return arrange_back(to_map(out, cut, batch, num_heads), cut)
 
 
 def split_heads(
@@ -98,53 +134,40 @@ def split_heads(
     return q, k, v
 
 
-def split_padding(
-    padding: Tensor | None, num_heads: int, head_dim: int, qkv_layout: str
-) -> tuple[Tensor | None, Tensor | None]:
-    """What k and v are at padded positions, [heads, d] each; q's share, if there is one, has no effect on the map."""
-    if padding is None:
-        return None, None
-    if padding.numel() == 2 * num_heads * head_dim:
-        k, v = padding.view(2, num_heads, head_dim).unbind(0)
-    elif qkv_layout == '3hd':
-        _, k, v = padding.view(3, num_heads, head_dim).unbind(0)
-    else:
-        _, k, v = padding.view(num_heads, 3, head_dim).unbind(1)
-    return k, v
-
-
 def dense_bias(bias: Tensor, bias_index: Tensor | None) -> Tensor:
     """[heads, N, N]: the bias itself, or the row of a table [T, heads] that each pair of tokens [N, N] takes."""
     if bias_index is None:
         return bias
-    return bias[bias_index.flatten()].unflatten(0, bias_index.shape).permute(2, 0, 1)
+    return bias[bias_index.flatten()].t().contiguous().unflatten(1, bias_index.shape)
 
 
 def attention_mask(
     cut: Partition,
     mask_padding: bool,
-    like: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
     across_seam: float = SHIFT_MASK,  # TorchScript reads a constant of the module only as a default
     padded_key: float = PADDING_MASK,
 ) -> Tensor | None:
-    """What is added to the scores of an image's windows, [G, N, N], or None where nothing is."""
+    """What is added to the scores of an image's windows, [G, 1, N, N], or None where nothing is."""
     tokens = cut.window[0] * cut.window[1]
     mask: Tensor | None = None
     if cut.shift[0] > 0 or cut.shift[1] > 0:
-        region = 3 * _per_window(_region(cut, 0, like.device), cut, 0) + _per_window(
-            _region(cut, 1, like.device), cut, 1
-        )
+        region = 3 * _per_window(_region(cut, 0, device), cut, 0) + _per_window(_region(cut, 1, device), cut, 1)
         region = region.reshape(cut.groups, tokens)
         across = region.unsqueeze(1) != region.unsqueeze(2)
-        mask = torch.zeros(across.shape, dtype=like.dtype, device=like.device).masked_fill(across, across_seam)
+        mask = torch.zeros(across.shape, dtype=dtype, device=device).masked_fill(across, across_seam)
     if mask_padding and cut.padded != cut.size:
-        outside_h = _per_window(_is_padding(cut, 0, like.device), cut, 0)
-        outside_w = _per_window(_is_padding(cut, 1, like.device), cut, 1)
+        outside_h = _per_window(_is_padding(cut, 0, device), cut, 0)
+        outside_w = _per_window(_is_padding(cut, 1, device), cut, 1)
         outside = (outside_h | outside_w).reshape(cut.groups, 1, tokens)
         if mask is None:
-            mask = torch.zeros((cut.groups, tokens, tokens), dtype=like.dtype, device=like.device)
+            mask = torch.zeros((cut.groups, tokens, tokens), dtype=dtype, device=device)
         mask = mask.masked_fill(outside, padded_key)
-    return mask
+    return None if mask is None else mask.unsqueeze(1)
+
+
+_cached_mask = functools.lru_cache(maxsize=8)(attention_mask)  # a network has one for each stage
 
 
 def _region(cut: Partition, axis: int, device: torch.device) -> Tensor:
@@ -170,55 +193,33 @@ def _per_window(positions: Tensor, cut: Partition, axis: int) -> Tensor:
     return positions[:, None, :, None] if axis == 0 else positions[None, :, None, :]
 
 
-def _images_at_a_time(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, cosine_scale: Tensor | None, padding: Tensor | None
-) -> int:
-    """All of them, except for eager inference on a CPU: there, fresh memory costs more than the arithmetic."""
-    batch = k.shape[0]
-    training = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (q, k, v, bias, cosine_scale, padding)
-    )
-    if training or k.device.type != 'cpu' or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return batch
-    return max(1, CHUNK_BYTES * batch // max(1, 3 * k.numel() * k.element_size()))
-
-
-def _attend(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cut: Partition,
+    heads: int,
     bias: Tensor | None,
     mask: Tensor | None,
-    scale: float,
+    scale: float | None,
     cosine_scale: Tensor | None,
-    k_padding: Tensor | None,
-    v_padding: Tensor | None,
 ) -> Tensor:
-    batch, _, _, heads, head_dim = k.shape
-    tokens = cut.window[0] * cut.window[1]
-    if q.shape == k.shape:
-        q = to_windows(q, cut, None)
-    else:  # one window of queries an image, which all of its windows share
-        q = q.permute(0, 3, 1, 2, 4).reshape(batch, 1, heads, tokens, head_dim)
-        q = q.expand(-1, cut.groups, -1, -1, -1).reshape(-1, tokens, head_dim)
-    k, v = to_windows(k, cut, k_padding), to_windows(v, cut, v_padding)
-
+    """Attention of windows [B * G * heads, N, d]; the mask is of G windows."""
+    tokens = q.shape[1]
     # Products of contiguous batches: faster than SDPA on a CPU at 49 tokens, and they give the bias its gradient.
     if cosine_scale is not None:
         q, k = _normalize(q), _normalize(k)
     scores = torch.bmm(q, k.transpose(1, 2)).view(-1, heads, tokens, tokens)
+    factor = q.shape[2] ** -0.5 if scale is None else scale
     if cosine_scale is not None:
         scores = scores * cosine_scale.to(scores.dtype).view(heads, 1, 1)
-        scale = 1.0
+        factor = 1.0
     if bias is not None:
-        scores = torch.add(bias, scores, alpha=scale)
+        scores = torch.add(bias, scores, alpha=factor)
     elif cosine_scale is None:
-        scores = scores * scale
+        scores = scores * factor
     if mask is not None:
-        scores = scores.view(batch, cut.groups, heads, tokens, tokens) + mask.unsqueeze(1)
-    out = torch.bmm(scores.softmax(-1).to(v.dtype).view(-1, tokens, tokens), v)
-    return to_map(out, cut, batch, heads)
+        scores.view(scores.shape[0] // mask.shape[0], mask.shape[0], heads, tokens, tokens).add_(mask)
+    return torch.bmm(scores.softmax(-1).to(v.dtype).view(-1, tokens, tokens), v)
 
 
 def _normalize(x: Tensor) -> Tensor:
@@ -227,33 +228,46 @@ def _normalize(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1).to(x.dtype)  # the floor of the norm is zero in float16: padding would be NaN
 
 
-def to_windows(x: Tensor, cut: Partition, padding: Tensor | None) -> Tensor:
-    """[B, H, W, heads, d] -> [B * G * heads, N, d], contiguous."""
-    batch, height, width, heads, head_dim = x.shape
+def share_queries(q: Tensor, groups: int) -> Tensor:
+    """One window of queries an image [B, Wh, Ww, heads, d] -> [B * G * heads, N, d], repeated for all its windows."""
+    q = q.flatten(1, 2).transpose(1, 2).unsqueeze(1)
+    return q.expand(-1, groups, -1, -1, -1).reshape(-1, q.shape[3], q.shape[4])
+
+
+def arrange_all(
+    q: Tensor, k: Tensor | None, v: Tensor | None, cut: Partition, padding: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Shifted and padded to whole tiles; a window of queries stays as it is."""
+    if k is None or v is None:
+        return arrange(q, cut, padding), None, None
+    if q.shape == k.shape:
+        q = arrange(q, cut, None)
+    k_fill = None if padding is None else padding[: k.shape[3]]
+    v_fill = None if padding is None else padding[k.shape[3] :]
+    return q, arrange(k, cut, k_fill), arrange(v, cut, v_fill)
+
+
+def arrange(x: Tensor, cut: Partition, fill: Tensor | None) -> Tensor:
+    """[B, H, W, channels], shifted and padded to whole tiles."""
+    batch, height, width, channels = x.shape
     back = (-cut.shift[0], -cut.shift[1])
     shifted = cut.shift[0] > 0 or cut.shift[1] > 0
     if shifted and cut.pad_after_shift:
         x = x.roll(back, (1, 2))
     pad_h, pad_w = cut.padded[0] - height, cut.padded[1] - width
     if pad_h > 0 or pad_w > 0:
-        if padding is None:
-            x = F.pad(x, (0, 0, 0, 0, 0, pad_w, 0, pad_h))
+        if fill is None:
+            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
         else:
-            padding = padding.to(x.dtype)
-            x = torch.cat([x, padding.expand(batch, height, pad_w, heads, head_dim)], 2)
-            x = torch.cat([x, padding.expand(batch, pad_h, width + pad_w, heads, head_dim)], 1)
+            fill = fill.to(x.dtype)
+            x = torch.cat([x, fill.expand(batch, height, pad_w, channels)], 2)
+            x = torch.cat([x, fill.expand(batch, pad_h, width + pad_w, channels)], 1)
     if shifted and not cut.pad_after_shift:
         x = x.roll(back, (1, 2))
-    x = x.unflatten(2, (cut.tiles[1], cut.window[1], cut.dilation[1]))
-    x = x.unflatten(1, (cut.tiles[0], cut.window[0], cut.dilation[0]))
-    return x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8).reshape(-1, cut.window[0] * cut.window[1], head_dim)
+    return x
 
 
-def to_map(x: Tensor, cut: Partition, batch: int, heads: int) -> Tensor:
-    """[B * G * heads, N, d] -> [B, H, W, C]: the way back."""
-    (tiles_h, tiles_w), (dilation_h, dilation_w) = cut.tiles, cut.dilation
-    x = x.view(batch, tiles_h, dilation_h, tiles_w, dilation_w, heads, cut.window[0], cut.window[1], x.shape[-1])
-    x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8).reshape(batch, cut.padded[0], cut.padded[1], heads * x.shape[-1])
+def arrange_back(x: Tensor, cut: Partition) -> Tensor:
     shifted = cut.shift[0] > 0 or cut.shift[1] > 0
     if shifted and not cut.pad_after_shift:
         x = x.roll(cut.shift, (1, 2))
@@ -261,3 +275,18 @@ def to_map(x: Tensor, cut: Partition, batch: int, heads: int) -> Tensor:
     if shifted and cut.pad_after_shift:
         x = x.roll(cut.shift, (1, 2))
     return x
+
+
+def to_windows(x: Tensor, cut: Partition) -> Tensor:
+    """[B, H, W, heads, d] of whole tiles -> [B * G * heads, N, d], contiguous."""
+    x = x.unflatten(2, (cut.tiles[1], cut.window[1], cut.dilation[1]))
+    x = x.unflatten(1, (cut.tiles[0], cut.window[0], cut.dilation[0]))
+    return x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8).reshape(-1, cut.window[0] * cut.window[1], x.shape[-1])
+
+
+def to_map(x: Tensor, cut: Partition, batch: int, heads: int) -> Tensor:
+    """[B * G * heads, N, d] -> [B, H, W, C]: the way back of `to_windows`."""
+    (tiles_h, tiles_w), (dilation_h, dilation_w) = cut.tiles, cut.dilation
+    x = x.view(batch, tiles_h, dilation_h, tiles_w, dilation_w, heads, cut.window[0], cut.window[1], x.shape[-1])
+    x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)
+    return x.reshape(batch, cut.padded[0], cut.padded[1], heads * x.shape[-1])

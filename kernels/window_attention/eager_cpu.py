@@ -1,0 +1,144 @@
+"""The reference's arithmetic with less copying, for eager mode on a CPU, where memory traffic takes much of the time.
+
+A map's rows of channels go straight to their windows, shift included, and back; so do their gradients. Inference goes
+by parts that fit into the caches.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import Partition, arrange_all, arrange_back, attend, make_partition, share_queries
+
+PART_BYTES = 2 << 20  # of q, k and v
+
+
+def by_parts(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    num_heads: int,
+    qkv_layout: str,
+    cut: Partition,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float | None,
+    cosine_scale: Tensor | None,
+    padding: Tensor | None,
+) -> Tensor:
+    """The map [B, H, W, C] of the reference, for the same arguments."""
+    given = (q, k, v, bias, cosine_scale, padding)
+    training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    original = cut
+    if cut.padded != cut.size:  # padding is a copy already: it takes the shift along
+        q, k, v = arrange_all(q, k, v, cut, padding)
+        cut = make_partition(cut.padded, cut.window, cut.dilation, (0, 0), False)
+    shared = None
+    if k is None or v is None:
+        packed = q.unflatten(-1, (3, num_heads, -1) if qkv_layout == '3hd' else (num_heads, 3, -1))
+        maps = [packed if qkv_layout == '3hd' else packed.transpose(-2, -3)]
+    else:
+        if q.shape != k.shape:
+            shared = q.unflatten(-1, (num_heads, -1))
+        maps = [x.unflatten(-1, (1, num_heads, -1)) for x in ((q, k, v) if shared is None else (k, v))]
+
+    batch, head_dim = maps[0].shape[0], maps[0].shape[-1]
+    if training:
+        windows = [window for x in maps for window in _ToWindows.apply(x, cut)]
+        if shared is not None:
+            windows.insert(0, share_queries(shared, cut.groups))
+        done = attend(*windows, num_heads, bias, mask, scale, cosine_scale)
+        out = _ToMap.apply(cut, num_heads, done)
+    else:
+        out = q.new_empty(batch, *cut.size, 1, num_heads, head_dim)
+        image_bytes = max(1, 3 * cut.size[0] * cut.size[1] * num_heads * head_dim * q.element_size())
+        images, rows = max(1, PART_BYTES // image_bytes), max(1, cut.tiles[0] * PART_BYTES // image_bytes)
+        groups = cut.groups // cut.tiles[0]
+        for image in range(0, batch, images):
+            part = slice(image, image + images)
+            for row in range(0, cut.tiles[0], rows):
+                tiles = slice(row, min(row + rows, cut.tiles[0]))
+                windows = [window for x in maps for window in _take(x[part], cut, tiles)]
+                if shared is not None:
+                    windows.insert(0, share_queries(shared[part], groups * (tiles.stop - row)))
+                own_mask = None if mask is None else mask[groups * row : groups * tiles.stop]
+                done = attend(*windows, num_heads, bias, own_mask, scale, cosine_scale)
+                _put(out[part], cut, tiles, done)
+    out = out.flatten(-3)
+    return out if cut is original else arrange_back(out, original)
+
+
+class _ToWindows(torch.autograd.Function):
+    """Maps side by side [B, H, W, maps, heads, d] -> windows of each [B * G * heads, N, d]; `_ToMap` goes back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cut: Partition) -> tuple[Tensor, ...]:
+        ctx.cut, ctx.heads = cut, x.shape[4]
+        return _take(x, cut, slice(0, cut.tiles[0]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _ToMap.apply(ctx.cut, ctx.heads, *grads), None
+
+
+class _ToMap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cut: Partition, heads: int, *windows: Tensor) -> Tensor:
+        ctx.cut = cut
+        batch = windows[0].shape[0] // (cut.groups * heads)
+        x = windows[0].new_empty(batch, *cut.size, len(windows), heads, windows[0].shape[2])
+        return _put(x, cut, slice(0, cut.tiles[0]), *windows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_ToWindows.apply(grad, ctx.cut)
+
+
+def _take(x: Tensor, cut: Partition, tiles: slice) -> tuple[Tensor, ...]:
+    """Contiguous windows of some rows of tiles."""
+    if max(cut.shift) > 0:
+        x = x.flatten(1, 2).index_select(1, _order(cut)[_places(cut, tiles)])
+        x = x.unflatten(1, (-1, cut.window[0] * cut.window[1])).permute(3, 0, 1, 4, 2, 5)
+    else:
+        x = _by_tiles(x[:, _lines(cut, tiles)], cut).permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
+    return x.reshape(x.shape[0], -1, cut.window[0] * cut.window[1], x.shape[-1]).unbind(0)
+
+
+def _put(x: Tensor, cut: Partition, tiles: slice, *windows: Tensor) -> Tensor:
+    """The way back: fills those lines of x."""
+    batch, _, _, _, heads, head_dim = x.shape
+    if max(cut.shift) > 0:
+        places, tokens = _places(cut, tiles), cut.window[0] * cut.window[1]
+        rows = x.new_empty(batch, places.stop - places.start, len(windows), heads, head_dim)
+        for row, window in zip(rows.unbind(2), windows, strict=True):
+            row.unflatten(1, (-1, tokens)).copy_(window.view(batch, -1, heads, tokens, head_dim).transpose(2, 3))
+        x.view(batch, -1, *x.shape[3:]).index_copy_(1, _order(cut)[places], rows)
+    else:
+        shape = batch, -1, cut.dilation[0], cut.tiles[1], cut.dilation[1], heads, *cut.window, head_dim
+        for one, window in zip(_by_tiles(x[:, _lines(cut, tiles)], cut).unbind(7), windows, strict=True):
+            one.copy_(window.view(shape).permute(0, 1, 6, 2, 3, 7, 4, 5, 8))
+    return x
+
+
+def _lines(cut: Partition, tiles: slice) -> slice:
+    return slice(tiles.start * cut.window[0] * cut.dilation[0], tiles.stop * cut.window[0] * cut.dilation[0])
+
+
+def _by_tiles(x: Tensor, cut: Partition) -> Tensor:
+    x = x.unflatten(2, (cut.tiles[1], cut.window[1], cut.dilation[1]))
+    return x.unflatten(1, (-1, cut.window[0], cut.dilation[0]))
+
+
+def _places(cut: Partition, tiles: slice) -> slice:
+    """Where the tokens of some rows of tiles stand in `_order`."""
+    row = cut.window[0] * cut.padded[1]
+    return slice(tiles.start * row, tiles.stop * row)
+
+
+@functools.lru_cache(maxsize=8)
+def _order(cut: Partition) -> Tensor:
+    """The position in a map of each token, window after window of the shifted map."""
+    positions = torch.arange(cut.size[0] * cut.size[1]).view(cut.size).roll((-cut.shift[0], -cut.shift[1]), (0, 1))
+    return _by_tiles(positions[None], cut).permute(0, 1, 3, 4, 6, 2, 5).flatten()
