@@ -19,6 +19,12 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(PYTEST)
 
+# On a machine with a GPU: the tests of the kernels run on it, then the benchmark writes benchmarks/results/kernels_cuda.*
+gpu: $(VENV)/.dev
+	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu: there is no GPU that torch can use here")'
+	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m attnzoo.kernels.bench --device cuda
+
 lint: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_style.py
 

@@ -5,8 +5,6 @@ The environment variable ATTNZOO_BACKEND (auto, triton or torch) decides for cal
 
 import importlib.util
 import os
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,17 +49,19 @@ def use_triton(op: str, backend: str, tensor: Tensor, obstacle: str | None = Non
         ValueError: An unknown backend; or 'triton', where the kernel cannot run.
     """
     if backend not in BACKENDS:
-        raise ValueError(f'backend: got {backend!r}, expected one of {", ".join(map(repr, BACKENDS))}')
+        raise ValueError(f'backend: expected one of {", ".join(map(repr, BACKENDS))}, got {backend!r}')
     wish = _DEFAULT if backend == 'auto' else backend
     if wish == 'torch':
         triton, reason = False, 'it was asked for'
+    elif wish == 'auto' and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        triton, reason = False, 'a mode looks on (a FLOP counter, fake tensors), which should see PyTorch'
     else:
         reason = _obstacle(tensor, asked=wish == 'triton') or obstacle or ''
         triton = not reason
         if triton:
             reason = 'the kernel can run here'
         elif backend == 'triton':
-            raise ValueError(f"backend: got 'triton', but {op} cannot run its kernel here: {reason}")
+            raise ValueError(f"backend: expected 'auto' or 'torch' for {op} here, got 'triton': {reason}")
     if not torch.compiler.is_compiling():  # a graph is no place for notes
         _last[op] = 'triton' if triton else 'torch', reason
     return triton
@@ -86,16 +86,8 @@ def _obstacle(tensor: Tensor, asked: bool) -> str | None:
 
 
 def through_op() -> bool:
-    """Whether a kernel is called as a registered op: in a graph, or where a mode watches (FLOP counts, fake tensors).
+    """Whether a kernel is called as a registered op: in a graph, or where a mode looks on.
 
     Plain eager calls launch it directly, because the way through the op takes longer than a small kernel does.
     """
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-
-
-def register_flops(op: Any, formula: Callable[..., int]) -> None:
-    """Tells `torch.utils.flop_counter`, which warns where there is no Triton, what an op costs."""
-    if _HAS_TRITON:
-        from torch.utils.flop_counter import register_flop_formula
-
-        register_flop_formula(op)(formula)

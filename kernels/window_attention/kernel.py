@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from attnzoo.kernels._launch import Target, launch, target_of
 from attnzoo.kernels._triton import dot, narrow
@@ -644,3 +645,18 @@ def _tiles(tokens: int, head_dim: int, cosine: bool, target: Target) -> _Tiles:
     if tokens > 32:
         return _Tiles(64, 4, 8 if target.backend == 'cuda' and (head_dim > 32 or cosine) else 4, 1)
     return _Tiles(32, 2, 2, 1) if tokens > 16 else _Tiles(16, 1, 1, 1)
+
+
+@register_flop_formula(torch.ops.attnzoo.window_attention)
+def _forward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    """Two products, on every position of the padded map."""
+    batch, height, width, channels = out_shape[0]
+    window, dilation = tuple(shapes[8]), tuple(shapes[9])
+    cut = make_partition((height, width), window, dilation, (0, 0), False)
+    return 2 * 2 * batch * cut.groups * (window[0] * window[1]) ** 2 * channels
+
+
+@register_flop_formula(torch.ops.attnzoo.window_attention_backward)
+def _backward_flops(d_out_shape: Any, _out_shape: Any, _lse_shape: Any, *shapes: Any, **_: Any) -> int:
+    """Five products: the scores again, and those of four gradients."""
+    return _forward_flops(*shapes, out_shape=[d_out_shape]) * 5 // 2

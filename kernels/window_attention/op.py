@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnzoo.kernels._dispatch import register_flops, through_op, use_triton
+from attnzoo.kernels._dispatch import through_op, use_triton
 
 from .reference import make_partition, window_attention_reference
 
@@ -182,23 +182,6 @@ def _backward_fake(d_out: Tensor, out: Tensor | None, lse: Tensor, *arguments: A
     needed = (True, k is not None, v is not None, *arguments[-1])
     tensors = (q, k, v, bias, cosine_scale, padding)
     return tuple(q.new_empty(0) if not need else x.new_empty(x.shape) for need, x in zip(needed, tensors, strict=True))
-
-
-def _forward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-    """Two products, on every position of the padded map."""
-    batch, height, width, channels = out_shape[0]
-    window, dilation = tuple(shapes[8]), tuple(shapes[9])
-    cut = make_partition((height, width), window, dilation, (0, 0), False)
-    return 2 * 2 * batch * cut.groups * (window[0] * window[1]) ** 2 * channels
-
-
-def _backward_flops(d_out_shape: Any, _out_shape: Any, _lse_shape: Any, *shapes: Any, **_: Any) -> int:
-    """Five products: the scores again, and those of four gradients."""
-    return _forward_flops(*shapes, out_shape=[d_out_shape]) * 5 // 2
-
-
-register_flops(torch.ops.attnzoo.window_attention, _forward_flops)
-register_flops(torch.ops.attnzoo.window_attention_backward, _backward_flops)
 
 
 def _check(
