@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,13 +71,15 @@ def measure(
     reference = partial(case.function, backend='torch')
     ours = partial(case.function, backend='triton') if device.type == 'cuda' else reference
     ways: dict[str, Callable[..., Tensor]] = {'reference': reference, **rivals}
+    forward_floor, backward_floor = case.floor_bytes(inputs)
     rows = []
-    for direction, floor in zip(('forward', 'forward+backward'), case.floor_bytes(inputs), strict=True):
-        total = floor if direction == 'forward' else floor + case.floor_bytes(inputs)[0]
-        blank = partial(Row, op, case.name, case.shape, batch, str(dtype).removeprefix('torch.'), direction)
-        limits = {'floor_bytes': total, 'floor_seconds': total / bandwidth}
+    for direction, floor in (('forward', forward_floor), ('forward+backward', forward_floor + backward_floor)):
+        row = Row(
+            op, case.name, case.shape, batch, str(dtype).removeprefix('torch.'), direction, 'kernel',
+            floor_bytes=floor, floor_seconds=floor / bandwidth,
+        )  # fmt: skip
         own_call = _call(ours, inputs, direction)
-        own_seconds = None
+        own_seconds = 0.0
         for name, way in ways.items():
             torch._dynamo.reset()
             call = _call(way, inputs, direction)
@@ -85,12 +87,15 @@ def measure(
                 taken = interleave(own_call, call, device, pairs)
                 peak = peak_bytes(call, device)
             except Exception as error:  # a rival that cannot take a shape is a finding, not a failure
-                rows.append(blank(name, error=f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'))
+                message = f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'
+                rows.append(replace(row, way=name, error=message))
                 continue
             own_seconds = own_seconds or taken.seconds
-            rows.append(blank(name, taken.other_seconds, peak, taken.ratio, **limits))
+            rows.append(
+                replace(row, way=name, seconds=taken.other_seconds, peak_bytes=peak, ours_over_this=taken.ratio)
+            )
         if ours is not reference:
-            rows.append(blank('kernel', own_seconds, peak_bytes(own_call, device), **limits))
+            rows.append(replace(row, seconds=own_seconds, peak_bytes=peak_bytes(own_call, device)))
     return rows
 
 
@@ -150,9 +155,8 @@ def plot(rows: list[Row], machine: dict[str, str], path: Path) -> None:
     )
     for panel, direction in zip(panels[0], directions, strict=True):
         for i, way in enumerate(ways):
-            times = {
-                (r.op, r.case): r.seconds / r.floor_seconds for r in shown if (r.direction, r.way) == (direction, way)
-            }
+            bars = [r for r in shown if (r.direction, r.way) == (direction, way)]
+            times = {(r.op, r.case): (r.seconds or 0.0) / r.floor_seconds for r in bars}
             places = [j + (i + 1) / (len(ways) + 1) - 0.5 for j, group in enumerate(groups) if group in times]
             panel.barh(places, [times[g] for g in groups if g in times], 0.9 / (len(ways) + 1), label=way)
         panel.set(title=direction, xlabel='time / time of copying the bytes that must move', yticks=range(len(groups)))

@@ -56,7 +56,7 @@ def _inputs(
 
 def _windows(
     inputs: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float | None, Partition]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float | None, Partition]:
     """What users of SDPA or FlexAttention make first: rolled, padded and partitioned copies, the bias and the mask."""
     size, window = tuple(inputs['q'].shape[1:3]), inputs['window']
     grid = inputs.get('partition') == 'grid'

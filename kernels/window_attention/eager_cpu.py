@@ -49,7 +49,7 @@ def by_parts(
         windows = [window for x in maps for window in _ToWindows.apply(x, cut)]
         if shared is not None:
             windows.insert(0, share_queries(shared, cut.groups))
-        done = attend(*windows, num_heads, bias, mask, scale, cosine_scale)
+        done = attend(windows[0], windows[1], windows[2], num_heads, bias, mask, scale, cosine_scale)
         out = _ToMap.apply(cut, num_heads, done)
     else:
         out = q.new_empty(batch, *cut.size, 1, num_heads, head_dim)
@@ -64,7 +64,7 @@ def by_parts(
                 if shared is not None:
                     windows.insert(0, share_queries(shared[part], groups * (tiles.stop - row)))
                 own_mask = None if mask is None else mask[groups * row : groups * tiles.stop]
-                done = attend(*windows, num_heads, bias, own_mask, scale, cosine_scale)
+                done = attend(windows[0], windows[1], windows[2], num_heads, bias, own_mask, scale, cosine_scale)
                 _put(out[part], cut, tiles, done)
     out = out.flatten(-3)
     return out if cut is original else arrange_back(out, original)

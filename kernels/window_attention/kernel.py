@@ -8,7 +8,8 @@ Forward: softmax over tiles of keys with its running maximum and sum in float32 
 Backward: scores are computed again. Windows up to 64 tokens are one tile: a program takes many of them in turn, keeps
 the gradient of the bias in registers and writes its share of the sum once. In larger windows a program goes over the
 tiles for dq, then for dk and dv, and the gradient of the bias is a kernel of its own, which reads the map again.
-Shares are added up outside: there are no atomics, so every result repeats bitwise.
+Shares are added up outside, without atomics; only the rows of a table, which `index_add_` sums last, need
+`torch.use_deterministic_algorithms` to repeat bitwise.
 """
 
 from typing import Any, NamedTuple
@@ -468,7 +469,7 @@ def forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: list[bool]) -> tuple[Tensor, ...]:
+def backward(d_out: Tensor, out: Tensor | None, lse: Tensor, *arguments: Any, needs: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, bias, cosine_scale and padding; `needs` says of which of the last three. Empty if none."""
     common, cut = _common_arguments(*arguments)
     q, k, _, bias, bias_index, cosine_scale, padding = arguments[:7]
@@ -487,9 +488,8 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
     programs = shares if one_tile and any(needs) else windows
     d_bias = q.new_empty(shares, heads, padded, padded, dtype=torch.float32) if needs[0] else None
     d_cosine = q.new_empty(programs, heads, dtype=torch.float32) if needs[1] else None
-    d_k_padding, d_v_padding = (
-        q.new_empty(programs, heads, head_dim, dtype=torch.float32) if needs[2] else None for _ in range(2)
-    )
+    d_paddings = q.new_empty(2, programs, heads, head_dim, dtype=torch.float32) if needs[2] else None
+    d_k_padding, d_v_padding = (None, None) if d_paddings is None else d_paddings.unbind(0)
     tile, _, warps, stages = _tiles(tokens, head_dim, cosine_scale is not None, target)
     d_out_argument = {'d_out': d_out, 'd_out_strides': _strides(d_out)}
     grads = {
@@ -510,6 +510,7 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
     else:
         tiles = triton.cdiv(tokens, tile)
         rows = {'lse': lse, 'delta': torch.empty_like(lse), 'M': tile, 'N': tile}
+        assert out is not None
         out = out.unflatten(-1, (heads, head_dim))
         own = {'out': out, 'out_strides': _strides(out), 'QUERY_TILES': tiles, 'KEY_TILES': tiles}
         arguments_of_kernel = common | d_out_argument | grads | rows | own
@@ -529,7 +530,7 @@ def backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any, needs: li
         dv,
         q.new_empty(0) if d_bias is None else _bias_gradient(d_bias, bias, bias_index, tokens),
         q.new_empty(0) if d_cosine is None else d_cosine.sum(0).view(cosine_scale.shape).to(cosine_scale.dtype),
-        q.new_empty(0) if d_k_padding is None else _padding_gradient(d_k_padding, d_v_padding, padding, arguments[-2]),
+        q.new_empty(0) if d_paddings is None else _padding_gradient(d_paddings.sum(1), padding, arguments[-2]),
     )
 
 
@@ -576,12 +577,10 @@ def _bias_gradient(dense: Tensor, bias: Tensor, bias_index: Tensor | None, token
     return dense.to(bias.dtype).contiguous()
 
 
-def _padding_gradient(k: Tensor, v: Tensor, padding: Tensor, qkv_layout: str) -> Tensor:
-    """As padding is laid out; q's part is zero."""
-    k, v = k.sum(0), v.sum(0)
-    if padding.numel() == 2 * k.numel():
-        grad = torch.stack([k, v])
-    else:
+def _padding_gradient(grad: Tensor, padding: Tensor, qkv_layout: str) -> Tensor:
+    """From those of k and v [2, heads, d], as padding is laid out; q's part is zero."""
+    if padding.numel() != grad.numel():
+        k, v = grad
         grad = torch.stack([torch.zeros_like(k), k, v], 0 if qkv_layout == '3hd' else 1)
     return grad.flatten().to(padding.dtype)
 
@@ -605,7 +604,8 @@ def _common_arguments(
     """What all kernels take, and how the map is cut."""
     q, k, v = split_heads(q, k, v, num_heads, qkv_layout)
     head_dim = k.shape[-1]
-    cut = make_partition(tuple(k.shape[1:3]), tuple(window), tuple(dilation), tuple(shift), pad_after_shift)
+    window, dilation, shift = ((pair[0], pair[1]) for pair in (window, dilation, shift))  # ops take lists
+    cut = make_partition((k.shape[1], k.shape[2]), window, dilation, shift, pad_after_shift)
     wrap = cut.size if pad_after_shift else cut.padded
     tokens = window[0] * window[1]
     tile = _tiles(tokens, head_dim, cosine_scale is not None, target_of(q)).tokens
@@ -620,7 +620,7 @@ def _common_arguments(
         'padding_strides': (0,) if k_padding is None else k_padding.stride(),
         'cut': (*cut.size, *cut.window, *cut.dilation, *cut.shift, *wrap, *cut.padded),
         'groups': cut.groups, 'heads': num_heads, 'tokens': tokens, 'TOKENS': padded_tokens,
-        'scale': head_dim**-0.5 if scale is None else scale,
+        'scale': head_dim**-0.5 if scale is None else float(scale),
         'SHIFTED': max(shift) > 0, 'MASK_PADDING': padding is None and cut.padded != cut.size,
         'SHARED_Q': q.shape != k.shape,
         'HEAD_DIM': head_dim, 'D': max(16, triton.next_power_of_2(head_dim)),
@@ -638,25 +638,26 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(tokens: int, head_dim: int, cosine: bool, target: Target) -> _Tiles:
-    if tokens > ONE_TILE:
-        return _Tiles(
-            32, 4, 4, 1 if head_dim > 32 else 2
-        )  # small, because the backward pass holds five tiles at a time
+    if tokens > ONE_TILE:  # in small tiles, because the backward pass holds five at a time
+        return _Tiles(32, 4, 4, 1 if head_dim > 32 else 2)
     if tokens > 32:
         return _Tiles(64, 4, 8 if target.backend == 'cuda' and (head_dim > 32 or cosine) else 4, 1)
     return _Tiles(32, 2, 2, 1) if tokens > 16 else _Tiles(16, 1, 1, 1)
 
 
+def _product_flops(shape: Any, window: Any, dilation: Any) -> int:
+    """Of one product of queries with keys, or weights with values, on every position of the padded map."""
+    batch, height, width, channels = shape
+    cut = make_partition((height, width), tuple(window), tuple(dilation), (0, 0), False)
+    return 2 * batch * cut.groups * (window[0] * window[1]) ** 2 * channels
+
+
 @register_flop_formula(torch.ops.attnzoo.window_attention)
-def _forward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-    """Two products, on every position of the padded map."""
-    batch, height, width, channels = out_shape[0]
-    window, dilation = tuple(shapes[8]), tuple(shapes[9])
-    cut = make_partition((height, width), window, dilation, (0, 0), False)
-    return 2 * 2 * batch * cut.groups * (window[0] * window[1]) ** 2 * channels
+def _forward_flops(*shapes: Any, out_shape: Any, **_: Any) -> int:
+    return 2 * _product_flops(out_shape[0], *shapes[8:10])
 
 
 @register_flop_formula(torch.ops.attnzoo.window_attention_backward)
 def _backward_flops(d_out_shape: Any, _out_shape: Any, _lse_shape: Any, *shapes: Any, **_: Any) -> int:
-    """Five products: the scores again, and those of four gradients."""
-    return _forward_flops(*shapes, out_shape=[d_out_shape]) * 5 // 2
+    """The scores again, and the gradients of weights, values, keys and queries."""
+    return 5 * _product_flops(d_out_shape, *shapes[8:10])

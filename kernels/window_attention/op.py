@@ -73,6 +73,8 @@ def window_attention(
     Raises:
         ValueError: An argument has the wrong shape, dtype, device or value, or backend='triton' cannot run here.
     """
+    # pairs may come as lists
+    window, dilation, shift = (window[0], window[1]), (dilation[0], dilation[1]), (shift[0], shift[1])
     if not torch.jit.is_scripting():
         _check(
             q, k, v, num_heads, window, partition, dilation, shift, qkv_layout,
@@ -81,9 +83,8 @@ def window_attention(
     if partition == 'grid':
         size = q.shape if k is None else k.shape
         dilation = ((size[1] + window[0] - 1) // window[0], (size[2] + window[1] - 1) // window[1])
-    if not torch.jit.is_scripting():
-        head_dim = q.shape[-1] // num_heads // (3 if k is None else 1)
-        if use_triton('window_attention', backend, q, _obstacle(head_dim, window[0] * window[1])):
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out a branch by this test alone)
+        if use_triton('window_attention', backend, q, _obstacle(q, k, num_heads, window)):
             return _run_kernel(
                 q, k, v, bias, bias_index, cosine_scale, padding,
                 num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale,
@@ -264,9 +265,14 @@ def _check(
             raise ValueError(f'{name}: expected the device of q, {q.device}, got {x.device}')
 
 
-def _obstacle(head_dim: int, tokens: int) -> str | None:
+def _obstacle(q: Tensor, k: Tensor | None, num_heads: int, window: tuple[int, int]) -> str | None:
+    """Why the kernel does not take these arguments, if so."""
+    head_dim, tokens = q.shape[-1] // num_heads // (3 if k is None else 1), window[0] * window[1]
     if head_dim > 128:
         return f'its kernel takes heads of up to 128 channels, not {head_dim}'
     if tokens > 256:
         return f'its kernel takes windows of up to 256 tokens, not {tokens}'
+    x = q if k is None else k
+    if sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31:
+        return 'its kernel takes maps of less than 2**31 elements an image'
     return None

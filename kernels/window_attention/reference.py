@@ -4,6 +4,7 @@ Legend: B images, H x W map, C = heads * d channels, window of Wh x Ww = N token
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -80,9 +81,10 @@ def _unscripted(*arguments: Any) -> Tensor:
 
     q, cut, padding = arguments[0], arguments[5], arguments[-1]
     eager = _is_eager()
-    mask = (_cached_mask if eager else attention_mask)(cut, padding is None, q.dtype, q.device)
-    run = by_parts if eager and q.device.type == 'cpu' and q.shape[0] > 0 else _whole
-    return run(*arguments[:7], mask, *arguments[7:])
+    make_mask: Callable[..., Tensor | None] = _cached_mask if eager else attention_mask
+    mask = make_mask(cut, padding is None, q.dtype, q.device)
+    by: Callable[..., Tensor] = by_parts if eager and q.device.type == 'cpu' and q.shape[0] > 0 else _whole
+    return by(*arguments[:7], mask, *arguments[7:])
 
 
 def _is_eager() -> bool:
