@@ -35,3 +35,21 @@ def test_efficiency_is_reported_for_a_model(root, tmp_path):
     row = json.loads(report.read_text())['rows']['biformer_tiny']
     assert row['forward_efficiency'] > 0 and row['forward_backward_efficiency'] > 0
     assert row['forward_backward_peak_tensor_bytes'] > row['forward_peak_tensor_bytes'] > 0
+
+
+@pytest.mark.slow
+def test_window_attention_is_compared_with_timm(root, tmp_path):
+    command = [
+        sys.executable,
+        'benchmarks/window_attention_cpu.py',
+        '--case',
+        'stage 3',
+        '--batch',
+        '1',
+        '--pairs',
+        '3',
+    ]
+    report = tmp_path / 'report.json'
+    subprocess.run([*command, '--json', report], cwd=root, check=True)
+    rows = json.loads(report.read_text())['rows']
+    assert len(rows) == 8 and all(row['seconds'] > 0 and row['peak_bytes'] > 0 for row in rows)

@@ -64,7 +64,9 @@ def by_parts(
                 if shared is not None:
                     windows.insert(0, share_queries(shared[part], groups * (tiles.stop - row)))
                 own_mask = None if mask is None else mask[groups * row : groups * tiles.stop]
-                done = attend(windows[0], windows[1], windows[2], num_heads, bias, own_mask, scale, cosine_scale)
+                done = attend(
+                    windows[0], windows[1], windows[2], num_heads, bias, own_mask, scale, cosine_scale, in_place=True
+                )
                 _put(out[part], cut, tiles, done)
     out = out.flatten(-3)
     return out if cut is original else arrange_back(out, original)

@@ -204,8 +204,9 @@ def attend(
     mask: Tensor | None,
     scale: float | None,
     cosine_scale: Tensor | None,
+    in_place: bool = False,
 ) -> Tensor:
-    """Attention of windows [B * G * heads, N, d]; the mask is of G windows."""
+    """Attention of windows [B * G * heads, N, d]; the mask is of G windows. In place: without gradients."""
     tokens = q.shape[1]
     # Products of contiguous batches: faster than SDPA on a CPU at 49 tokens, and they give the bias its gradient.
     if cosine_scale is not None:
@@ -221,7 +222,8 @@ def attend(
         scores = scores * factor
     if mask is not None:
         scores.view(scores.shape[0] // mask.shape[0], mask.shape[0], heads, tokens, tokens).add_(mask)
-    return torch.bmm(scores.softmax(-1).to(v.dtype).view(-1, tokens, tokens), v)
+    weights = torch.softmax(scores, -1, out=scores) if in_place else scores.softmax(-1)
+    return torch.bmm(weights.to(v.dtype).view(-1, tokens, tokens), v)
 
 
 def _normalize(x: Tensor) -> Tensor:

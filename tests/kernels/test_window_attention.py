@@ -1,6 +1,7 @@
 """Window attention: its definition against an enumeration of the windows, its kernels against its definition."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,6 +221,44 @@ def test_reference_can_be_scripted_traced_compiled_and_exported() -> None:
         torch.testing.assert_close(way(x, bias), expected, msg=lambda text, name=name: f'{name}: {text}')
     assert ways['export'](x[:1], bias).shape[0] == ways['script'](x[:1], bias).shape[0] == 1
     assert window_attention(x.to('meta'), num_heads=HEADS, window=(4, 4)).shape == expected.shape
+
+
+def test_reference_exports_to_onnx(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip('onnxruntime')
+    inputs = make_inputs(2, (9, 10), bias='dense')
+    x, bias = inputs['q'].float(), inputs['bias'].float()
+    path = tmp_path / 'block.onnx'
+    torch.onnx.export(Block(), (x, bias), path, dynamic_shapes=({0: torch.export.Dim('batch')}, None), verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
+    for images in (x, x[:1]):
+        (found,) = session.run(None, dict(zip(names, (images.numpy(), bias.numpy()), strict=True)))
+        torch.testing.assert_close(torch.from_numpy(found), Block()(images, bias))
+
+
+def test_reference_can_be_differentiated_twice_forward_and_by_vmap() -> None:
+    inputs = make_inputs(1, (8, 8), 2, bias='dense', shift=(1, 2))
+    x, bias = inputs.pop('q').requires_grad_(), inputs.pop('bias').requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda x, bias: window_attention(x, bias=bias, **inputs), (x, bias), fast_mode=True
+    )
+    call = partial(window_attention, bias=bias.detach(), **inputs)
+    _, tangent = torch.func.jvp(call, (x.detach(),), (torch.ones_like(x),))
+    _, pullback = torch.func.vjp(call, x.detach())
+    torch.testing.assert_close(tangent.sum(), pullback(torch.ones_like(tangent))[0].sum())
+    batches = torch.stack([x.detach(), 2 * x.detach()])
+    torch.testing.assert_close(torch.vmap(call)(batches)[1], call(batches[1]))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize('case', CASES)
+def test_inference_gives_what_training_gives(case: str, dtype: torch.dtype) -> None:
+    inputs = {
+        name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in CASES[case]().items()
+    }
+    trained = window_attention(**inputs | {'q': inputs['q'].clone().requires_grad_()})
+    assert trained.requires_grad
+    torch.testing.assert_close(window_attention(**inputs), trained.detach())
 
 
 def test_empty_batch_gives_an_empty_map_with_gradients() -> None:
