@@ -5,6 +5,7 @@ by parts that fit into the caches.
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -52,22 +53,35 @@ def by_parts(
         done = attend(windows[0], windows[1], windows[2], num_heads, bias, mask, scale, cosine_scale)
         out = _ToMap.apply(cut, num_heads, done)
     else:
-        out = q.new_empty(batch, *cut.size, 1, num_heads, head_dim)
+        out = None
         image_bytes = max(1, 3 * cut.size[0] * cut.size[1] * num_heads * head_dim * q.element_size())
         images, rows = max(1, PART_BYTES // image_bytes), max(1, cut.tiles[0] * PART_BYTES // image_bytes)
         groups = cut.groups // cut.tiles[0]
+        scratch = None
+        if max(cut.shift) > 0:  # rows on their way, in memory that all parts share: new pages are slow
+            scratch = q.new_empty(
+                min(images, batch)
+                * min(rows, cut.tiles[0])
+                * groups
+                * maps[0][0, 0, 0].numel()
+                * cut.window[0]
+                * cut.window[1]
+            )
         for image in range(0, batch, images):
             part = slice(image, image + images)
             for row in range(0, cut.tiles[0], rows):
                 tiles = slice(row, min(row + rows, cut.tiles[0]))
-                windows = [window for x in maps for window in _take(x[part], cut, tiles)]
+                windows = [window for x in maps for window in _take(x[part], cut, tiles, scratch)]
                 if shared is not None:
                     windows.insert(0, share_queries(shared[part], groups * (tiles.stop - row)))
                 own_mask = None if mask is None else mask[groups * row : groups * tiles.stop]
                 done = attend(
                     windows[0], windows[1], windows[2], num_heads, bias, own_mask, scale, cosine_scale, in_place=True
                 )
-                _put(out[part], cut, tiles, done)
+                del windows
+                if out is None:  # not before: the first part is often all there is, and uses the most memory by now
+                    out = done.new_empty(batch, *cut.size, 1, num_heads, head_dim)
+                _put(out[part], cut, tiles, done, scratch=scratch)
     out = out.flatten(-3)
     return out if cut is original else arrange_back(out, original)
 
@@ -98,30 +112,38 @@ class _ToMap(torch.autograd.Function):
         return None, None, *_ToWindows.apply(grad, ctx.cut)
 
 
-def _take(x: Tensor, cut: Partition, tiles: slice) -> tuple[Tensor, ...]:
+def _take(x: Tensor, cut: Partition, tiles: slice, scratch: Tensor | None = None) -> tuple[Tensor, ...]:
     """Contiguous windows of some rows of tiles."""
     if max(cut.shift) > 0:
-        x = x.flatten(1, 2).index_select(1, _order(cut)[_places(cut, tiles)])
-        x = x.unflatten(1, (-1, cut.window[0] * cut.window[1])).permute(3, 0, 1, 4, 2, 5)
+        places = _places(cut, tiles)
+        rows = _rows(x, places, x.shape[3], scratch)
+        torch.index_select(x.flatten(0, 2), 0, _indices(x, cut, places), out=rows.flatten(0, 1))
+        x = rows.unflatten(1, (-1, cut.window[0] * cut.window[1])).permute(3, 0, 1, 4, 2, 5)
     else:
         x = _by_tiles(x[:, _lines(cut, tiles)], cut).permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
     return x.reshape(x.shape[0], -1, cut.window[0] * cut.window[1], x.shape[-1]).unbind(0)
 
 
-def _put(x: Tensor, cut: Partition, tiles: slice, *windows: Tensor) -> Tensor:
+def _put(x: Tensor, cut: Partition, tiles: slice, *windows: Tensor, scratch: Tensor | None = None) -> Tensor:
     """The way back: fills those lines of x."""
     batch, _, _, _, heads, head_dim = x.shape
     if max(cut.shift) > 0:
         places, tokens = _places(cut, tiles), cut.window[0] * cut.window[1]
-        rows = x.new_empty(batch, places.stop - places.start, len(windows), heads, head_dim)
+        rows = _rows(x, places, len(windows), scratch)
         for row, window in zip(rows.unbind(2), windows, strict=True):
             row.unflatten(1, (-1, tokens)).copy_(window.view(batch, -1, heads, tokens, head_dim).transpose(2, 3))
-        x.view(batch, -1, *x.shape[3:]).index_copy_(1, _order(cut)[places], rows)
+        x.flatten(0, 2).index_copy_(0, _indices(x, cut, places), rows.flatten(0, 1))
     else:
         shape = batch, -1, cut.dilation[0], cut.tiles[1], cut.dilation[1], heads, *cut.window, head_dim
         for one, window in zip(_by_tiles(x[:, _lines(cut, tiles)], cut).unbind(7), windows, strict=True):
             one.copy_(window.view(shape).permute(0, 1, 6, 2, 3, 7, 4, 5, 8))
     return x
+
+
+def _rows(x: Tensor, places: slice, maps: int, scratch: Tensor | None) -> Tensor:
+    """Room for tokens of maps like x, in the order of their windows: [B, tokens, maps, heads, d]."""
+    shape = x.shape[0], places.stop - places.start, maps, x.shape[4], x.shape[5]
+    return x.new_empty(shape) if scratch is None else scratch[: math.prod(shape)].view(shape)
 
 
 def _lines(cut: Partition, tiles: slice) -> slice:
@@ -137,6 +159,12 @@ def _places(cut: Partition, tiles: slice) -> slice:
     """Where the tokens of some rows of tiles stand in `_order`."""
     row = cut.window[0] * cut.padded[1]
     return slice(tiles.start * row, tiles.stop * row)
+
+
+def _indices(x: Tensor, cut: Partition, places: slice) -> Tensor:
+    """Which positions of all images of x these tokens are."""
+    one, image = _order(cut)[places], x.shape[1] * x.shape[2]
+    return one if x.shape[0] == 1 else (torch.arange(0, x.shape[0] * image, image)[:, None] + one).flatten()
 
 
 @functools.lru_cache(maxsize=8)
