@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .reference import Partition, arrange_all, arrange_back, attend, make_partition, share_queries
 
-PART_BYTES = 2 << 20  # of q, k and v
+PART_BYTES = 4 << 20  # of q, k and v
 
 
 def by_parts(
@@ -53,28 +53,22 @@ def by_parts(
         done = attend(windows[0], windows[1], windows[2], num_heads, bias, mask, scale, cosine_scale)
         out = _ToMap.apply(cut, num_heads, done)
     else:
-        out = None
+        out = scratch = None
         image_bytes = max(1, 3 * cut.size[0] * cut.size[1] * num_heads * head_dim * q.element_size())
         images, rows = max(1, PART_BYTES // image_bytes), max(1, cut.tiles[0] * PART_BYTES // image_bytes)
         groups = cut.groups // cut.tiles[0]
-        scratch = None
-        if max(cut.shift) > 0:  # rows on their way, in memory that all parts share: new pages are slow
-            scratch = q.new_empty(
-                min(images, batch)
-                * min(rows, cut.tiles[0])
-                * groups
-                * maps[0][0, 0, 0].numel()
-                * cut.window[0]
-                * cut.window[1]
-            )
-        for image in range(0, batch, images):
-            part = slice(image, image + images)
-            for row in range(0, cut.tiles[0], rows):
-                tiles = slice(row, min(row + rows, cut.tiles[0]))
+        if max(cut.shift) > 0 and (images < batch or rows < cut.tiles[0]):
+            # Rows on their way, in memory that all parts share: new pages are slow.
+            tokens = min(images, batch) * min(rows, cut.tiles[0]) * groups * cut.window[0] * cut.window[1]
+            scratch = q.new_empty(tokens * maps[0][0, 0, 0].numel())
+        for row in range(0, cut.tiles[0], rows):
+            tiles = slice(row, min(row + rows, cut.tiles[0]))
+            own_mask = None if mask is None else mask[groups * row : groups * tiles.stop]
+            for image in range(0, batch, images):
+                part = slice(image, image + images)
                 windows = [window for x in maps for window in _take(x[part], cut, tiles, scratch)]
                 if shared is not None:
                     windows.insert(0, share_queries(shared[part], groups * (tiles.stop - row)))
-                own_mask = None if mask is None else mask[groups * row : groups * tiles.stop]
                 done = attend(
                     windows[0], windows[1], windows[2], num_heads, bias, own_mask, scale, cosine_scale, in_place=True
                 )
@@ -82,6 +76,7 @@ def by_parts(
                 if out is None:  # not before: the first part is often all there is, and uses the most memory by now
                     out = done.new_empty(batch, *cut.size, 1, num_heads, head_dim)
                 _put(out[part], cut, tiles, done, scratch=scratch)
+        assert out is not None, 'an empty batch has no parts'
     out = out.flatten(-3)
     return out if cut is original else arrange_back(out, original)
 

@@ -216,7 +216,9 @@ def attend(
     if cosine_scale is not None:
         scores = scores * cosine_scale.to(scores.dtype).view(heads, 1, 1)
         factor = 1.0
-    if bias is not None:
+    if bias is not None and in_place:
+        torch.add(bias, scores, alpha=factor, out=scores)
+    elif bias is not None:
         scores = torch.add(bias, scores, alpha=factor)
     elif cosine_scale is None:
         scores = scores * factor
