@@ -140,7 +140,7 @@ def dense_bias(bias: Tensor, bias_index: Tensor | None) -> Tensor:
     """[heads, N, N]: the bias itself, or the row of a table [T, heads] that each pair of tokens [N, N] takes."""
     if bias_index is None:
         return bias
-    return bias[bias_index.flatten()].t().contiguous().unflatten(1, bias_index.shape)
+    return bias.t().index_select(1, bias_index.flatten()).unflatten(1, bias_index.shape)
 
 
 def attention_mask(
