@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from attnzoo.kernels._registry import Case
 
 from .op import window_attention
-from .reference import (
+from .windows import (
     Partition,
     arrange,
     arrange_back,
@@ -83,20 +83,16 @@ def sdpa(**inputs: Any) -> Tensor:
     return arrange_back(to_map(out, cut, q.shape[0] // cut.groups, q.shape[1]), cut)
 
 
-def _flex(**inputs: Any) -> Tensor:
+def flex(**inputs: Any) -> Tensor:
+    """torch's FlexAttention, compiled; Inductor does not take the partition into the same graph."""
     q, k, v, bias, mask, scale, cut = _windows(inputs)
 
     def modify(score: Tensor, window: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         score = score + bias[head, query, key]
         return score if mask is None else score + mask[window % cut.groups, 0, query, key]
 
-    out = flex_attention(q, k, v, score_mod=modify, scale=scale)
+    out = torch.compile(flex_attention)(q, k, v, score_mod=modify, scale=scale)
     return arrange_back(to_map(out, cut, q.shape[0] // cut.groups, q.shape[1]), cut)
-
-
-def flex(**inputs: Any) -> Tensor:
-    """torch's FlexAttention, which is made to be compiled."""
-    return torch.compile(_flex)(**inputs)
 
 
 def _floor_bytes(inputs: dict[str, Any]) -> tuple[int, int]:

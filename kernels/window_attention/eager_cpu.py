@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import Partition, arrange_all, arrange_back, attend, make_partition, share_queries
+from .windows import Partition, arrange_all, arrange_back, attend, make_partition, share_queries
 
 PART_BYTES = 4 << 20  # of q, k and v
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 from attnzoo.kernels._launch import Target, launch, target_of
 from attnzoo.kernels._triton import dot, narrow
 
-from .reference import SHIFT_MASK, Partition, make_partition, split_heads
+from .windows import SHIFT_MASK, Partition, make_partition, split_heads
 
 ONE_TILE = 64  # tokens
 

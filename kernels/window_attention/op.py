@@ -8,7 +8,8 @@ from torch.autograd.function import once_differentiable
 
 from attnzoo.kernels._dispatch import through_op, use_triton
 
-from .reference import make_partition, window_attention_reference
+from .reference import window_attention_reference
+from .windows import make_partition
 
 
 def window_attention(
