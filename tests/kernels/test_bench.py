@@ -23,6 +23,14 @@ def test_sdpa_with_a_mask_is_the_same_function(case) -> None:
         torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f'{name}: {text}')
 
 
+@pytest.mark.slow
+def test_flex_attention_is_the_same_function() -> None:
+    case = next(case for case in cases('window_attention') if case.name == 'Swin-T stage 3')
+    inputs = case.inputs(1, 'cpu', torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(case.rivals['FlexAttention'](**inputs), case.function(**inputs))
+
+
 def test_an_op_whose_tests_fail_or_are_missing_is_not_timed(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r'its tests, .* are not there'):
         bench.gate('window_attention', tmp_path)
