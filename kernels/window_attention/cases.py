@@ -132,4 +132,9 @@ CASES = (
     _case('MaxViT-T stage 1 grid at 512', 128, 2, 32, 16, partition='grid', qkv_layout='h3d', indexed=False),
     _case('SwinV2-T stage 1 at 256, window 16', 64, 3, 32, 16, shift=(8, 8), cosine=True),
     _case('64-channel heads, 256 tokens', 64, 2, 64, 16, shift=(8, 8), cosine=True),
+    _case('24-channel heads, 64 tokens', 64, 3, 24, 8, shift=(4, 4)),
+    _case('24-channel heads, 196 tokens', 56, 3, 24, 14, shift=(7, 7)),
+    _case('24-channel heads, 256 tokens', 64, 3, 24, 16, shift=(8, 8)),
+    _case('64-channel heads, 64 tokens', 32, 3, 64, 8, shift=(4, 4)),
+    _case('64-channel heads, 196 tokens', 28, 3, 64, 14, shift=(7, 7)),
 )
