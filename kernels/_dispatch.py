@@ -85,6 +85,21 @@ def _obstacle(tensor: Tensor, asked: bool) -> str | None:
     return None
 
 
+def is_plain_eager() -> bool:
+    """Whether nothing but autograd looks on: no graph is made, no mode or functional transform is active.
+
+    The one test before a reference takes a shortcut (an autograd.Function, memory used again, work by parts), which
+    tracers, exporters, FLOP counters and `torch.func` would get wrong or refuse. Elsewhere it is plain PyTorch.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def through_op() -> bool:
     """Whether a kernel is called as a registered op: in a graph, or where a mode looks on.
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attnzoo.kernels._dispatch import is_plain_eager
+
 # Gathered keys and values that one step may hold: enough for full-speed products, little beside a feature map.
 _STEP_BYTES = 2 << 20
 # Dense attention takes over when a route covers this share of the map and its regions have no more tokens than this.
@@ -85,10 +87,10 @@ def routed_attention(
     if torch.jit.is_scripting():
         out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias)
     else:
-        if torch.compiler.is_compiling() or q.is_meta:
-            out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias)
-        else:
+        if is_plain_eager() and not q.is_meta:
             out = _StepwiseAttention.apply(q_rows, k_rows, v_rows, index, scale, factors, bias)
+        else:
+            out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias)
     B, H, W, C = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
     ry, rx = regions
     return out.reshape(B, ry, rx, H // ry, W // rx, C).transpose(2, 3).reshape(B, H, W, C)

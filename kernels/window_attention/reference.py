@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._dispatch import is_plain_eager
+
 from .eager_cpu import by_parts
 from .windows import (
     Partition,
@@ -55,22 +57,11 @@ def window_attention_reference(
 
 def _unscripted(*arguments: Any) -> Tensor:
     q, cut, padding = arguments[0], arguments[5], arguments[-1]
-    eager = _is_eager()
+    eager = is_plain_eager()
     make_mask: Callable[..., Tensor | None] = _cached_mask if eager else attention_mask
     mask = make_mask(cut, padding is None, q.dtype, q.device)
     by: Callable[..., Tensor] = by_parts if eager and q.device.type == 'cpu' and q.shape[0] > 0 else _whole
     return by(*arguments[:7], mask, *arguments[7:])
-
-
-def _is_eager() -> bool:
-    """Whether nothing but autograd looks on: no graph is made, no mode or functional transform is active."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def _whole(
