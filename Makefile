@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all lint gpu clean
+.PHONY: demo test test-all dev links lint gpu clean
 
 demo: $(VENV)/.train
 	$(BIN)/attnzoo train classification/digits_biformer.yaml output=runs/demo
@@ -24,6 +24,15 @@ gpu: $(VENV)/.dev
 	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu: there is no GPU that torch can use here")'
 	$(BIN)/python -m pytest tests/kernels
 	$(BIN)/python -m attnzoo.kernels.bench --device cuda
+
+# For work on attnzoo: everything installed, and an editor that finds `attnzoo.*` in the checkout.
+dev: $(VENV)/.dev links
+	@echo "activate it: source $(BIN)/activate"
+
+# The import name is a mapping of folders, which only Python's import system knows: editors and type checkers follow links.
+links:
+	mkdir -p .types/attnzoo
+	ln -sfn $(addprefix ../../,backbones blocks configs kernels train $(wildcard package/*.py package/py.typed)) .types/attnzoo
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_style.py

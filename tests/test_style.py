@@ -3,6 +3,11 @@
 import subprocess
 import sys
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 
 def run(*command, cwd):
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
@@ -18,16 +23,16 @@ def test_formatter(root):
 
 
 def test_type_checker(root):
-    # The folders are mapped into one import name; a checker follows links, not the editable install's import hook.
-    links = root / '.types' / 'attnzoo'
-    links.mkdir(parents=True, exist_ok=True)
-    for target in (root / 'package').glob('*'):
-        link(links / target.name, target)
-    for folder in ('backbones', 'blocks', 'configs', 'kernels', 'train'):
-        link(links / folder, root / folder)
+    run('make', 'links', cwd=root)
     run(sys.executable, '-m', 'mypy', cwd=root)
 
 
-def link(path, target):
-    if not path.is_symlink():
-        path.symlink_to(target)
+def test_an_editor_finds_the_import_name(root):
+    """The links cover every folder of the mapping, and both checkers are pointed at them."""
+    run('make', 'links', cwd=root)
+    settings = tomllib.loads((root / 'pyproject.toml').read_text())['tool']
+    for package, folder in settings['setuptools']['package-dir'].items():
+        for path in (root / folder).glob('*.py'):
+            linked = root / '.types' / package.replace('.', '/') / path.name
+            assert linked.resolve() == path, f'{linked} does not lead to {path}: add it to `make links`'
+    assert settings['mypy']['mypy_path'] == '.types' and '.types' in settings['pyright']['extraPaths']
