@@ -2,7 +2,13 @@
 
 import difflib
 import errno
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
 from collections.abc import Iterable
+from pathlib import Path
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -24,6 +30,27 @@ def near(name: str, choices: Iterable[str]) -> str:
     return f'; did you mean {" or ".join(map(repr, found))}?' if found else ''
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type where it has no text."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """An exception's text with its lines joined and cut at `limit` characters; its type where it has no text."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f'{text[: limit - 4].rstrip()} ...'
+
+
+def program() -> str:
+    """How this command line is started here, as a shell takes it: `attnzoo` where that finds it, else by its path."""
+    name, scripts = 'attnzoo', sysconfig.get_path('scripts')
+    installed, found = shutil.which(name, path=scripts), shutil.which(name)
+    if found and (installed is None or os.path.samefile(found, installed)):
+        return name
+    if installed is None:
+        return shlex.join([_shortest(sys.executable), '-m', name])
+    return shlex.quote(_shortest(installed))
+
+
+def _shortest(path: str) -> str:
+    """A path from the working directory where that is shorter and no step leads upwards."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+first_line = one_line
