@@ -5,14 +5,16 @@ download from; for those the file's name is kept here, and a copy that the user 
 found by it.
 """
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, clean_state_dict, resolve_pretrained_cfg
 from torch import nn
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -66,13 +68,49 @@ def placed_file(name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def checkpoint_filter(model: nn.Module) -> Callable[[dict[str, Any], nn.Module], dict[str, Any]]:
+def imagenet_cfg(**facts: Any) -> dict[str, Any]:
+    """A `default_cfg` with what most ImageNet-1k models share, and the facts of this one over it."""
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'classifier': 'head.fc',
+        **facts,
+    }
+
+
+def checkpoint_filter(model: nn.Module | type[nn.Module]) -> Callable[[dict[str, Any], nn.Module], dict[str, Any]]:
     """The function of the model's family that turns official (and timm) state dicts into ours."""
-    return getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', lambda state_dict, _: state_dict)
+    family = sys.modules[(model if isinstance(model, type) else type(model)).__module__]
+    return getattr(family, 'checkpoint_filter_fn', lambda state_dict, _: state_dict)
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of a checkpoint that may hold it under a name, its keys without the prefixes of wrappers."""
+    for key in ('model', 'state_dict'):
+        if isinstance(checkpoint.get(key), Mapping):
+            return clean_state_dict(checkpoint[key])
+    return clean_state_dict(dict(checkpoint))
+
+
+def rename_keys(
+    state_dict: Mapping[str, Any], rules: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]
+) -> dict[str, Any]:
+    """A state dict with every rule (pattern, replacement) of `re.sub` applied to its keys, one after the other."""
+    renamed = {}
+    for key, value in state_dict.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
 
 
 def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, **kwargs) -> ModelT:
-    """timm's `build_model_with_cfg`, plus the weights that only a file can give."""
+    """timm's `build_model_with_cfg` with our families' filter and features, and weights that only a file can give."""
     if pretrained:
         cfg = resolve_pretrained_cfg(
             variant,
@@ -82,7 +120,15 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, **kwarg
         if not (cfg.has_weights or cfg.state_dict):
             overlay = dict(kwargs.get('pretrained_cfg_overlay') or {}, file=str(_require_file(f'{variant}.{cfg.tag}')))
             kwargs['pretrained_cfg_overlay'] = overlay
-    return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
+    feature_cfg = {'out_indices': (0, 1, 2, 3), 'flatten_sequential': True, **kwargs.pop('feature_cfg', {})}
+    return build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter(model_cls),
+        feature_cfg=feature_cfg,
+        **kwargs,
+    )
 
 
 def _require_file(name: str) -> Path:

@@ -7,21 +7,19 @@ Written from the paper and the recorded numbers of the authors' models (https://
 whose checkpoints load through `checkpoint_filter_fn`.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
-import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, get_device_dtype, trunc_normal_
-from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
+from timm.layers import ClassifierHead, Mlp
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from attnzoo.blocks import BiLevelRoutingAttention, GlobalAttention
 
-from ._timm import feature_take_indices
-from ._weights import OfficialFile, build_model, register_official_files
+from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates, make_drop_path
+from ._weights import OfficialFile, build_model, imagenet_cfg, register_official_files, rename_keys, unwrap
 
 __all__ = ['BiFormer']
 
@@ -45,10 +43,10 @@ class BiFormerBlock(nn.Module):
         self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if pos_conv else None
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.attn = attn
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.drop_path1 = make_drop_path(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), **dd)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.drop_path2 = make_drop_path(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pos_embed is not None:
@@ -58,25 +56,7 @@ class BiFormerBlock(nn.Module):
         return x
 
 
-class BiFormerStage(nn.Module):
-    """Downsampling, then blocks. [B, C, H, W] in and out; the blocks work channels last."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x.permute(0, 3, 1, 2)
-
-
-class BiFormer(nn.Module):
+class BiFormer(Pyramid):
     """BiFormer, with any number of stages.
 
     Args:
@@ -121,27 +101,13 @@ class BiFormer(nn.Module):
         dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        if not len(embed_dims) == len(depths) == len(mlp_ratios) == len(top_k):
-            raise ValueError(
-                'embed_dims, depths, mlp_ratios and top_k: expected one entry for each stage, '
-                f'got {len(embed_dims)}, {len(depths)}, {len(mlp_ratios)} and {len(top_k)}'
-            )
+        check_stages(embed_dims=embed_dims, depths=depths, mlp_ratios=mlp_ratios, top_k=top_k)
         if layout not in ('biformer', 'swin'):
             raise ValueError(f"layout: expected 'biformer' or 'swin', got {layout!r}")
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.num_features = embed_dims[-1]
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
-        self.feature_info = []
-
         plain = layout == 'biformer'
-        self.stem = _conv_stem(in_chans, embed_dims[0], **dd) if plain else _patch_stem(in_chans, embed_dims[0], **dd)
+        stem = _conv_stem(in_chans, embed_dims[0], **dd) if plain else _patch_stem(in_chans, embed_dims[0], **dd)
         stages = []
-        drop_path_rates = cast(
-            list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        )
+        rates = drop_path_rates(drop_path_rate, depths)
         for i, (dim, depth, mlp_ratio, k) in enumerate(zip(embed_dims, depths, mlp_ratios, top_k, strict=True)):
             downsample = nn.Identity() if i == 0 else (_downsample if plain else _merge)(embed_dims[i - 1], dim, **dd)
             blocks = []
@@ -153,116 +119,18 @@ class BiFormer(nn.Module):
                         dim, dim // head_dim, regions, k, padding=padding, mask_padding=mask_padding, **dd
                     )
                 )
-                blocks.append(BiFormerBlock(dim, attn, mlp_ratio, plain, drop_path_rates[i][j], **dd))
-            stages.append(BiFormerStage(downsample, blocks))
-            self.feature_info.append(dict(num_chs=dim, reduction=2 ** (i + 2), module=f'stages.{i}'))
-        self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = nn.BatchNorm2d(self.num_features, **dd)
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = self.head.num_features
-        self.init_weights(needs_reset=False)
-
-    @torch.jit.ignore
-    def init_weights(self, needs_reset: bool = True) -> None:
-        """Initialise all weights; `needs_reset` also resets the layers that have initialised themselves on creation."""
-        for module in self.modules():
-            if needs_reset and isinstance(module, (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.BatchNorm2d)):
-                module.reset_parameters()
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        return set()
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        blocks = [
-            (r'^stages\.(\d+)\.downsample', (0,)),
-            (r'^stages\.(\d+)\.blocks\.(\d+)', None),
-            (r'^norm', (99999,)),
-        ]
-        return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else blocks)
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-        for stage in cast(list[BiFormerStage], self.stages):
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        dd = get_device_dtype(self)
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features, **dd)
-        self.head_hidden_size = self.head.num_features
-
-    @torch.jit.ignore
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the chosen stages, [B, C, H, W] each, after the final features unless `intermediates_only`.
-
-        Args:
-            x: Images [B, in_chans, H, W].
-            indices: The last n stages if an int, all if None, these if a list.
-            norm: Apply the final norm to the last stage's map.
-            stop_early: Run no stage beyond the last one asked for.
-            output_fmt: 'NCHW'.
-            intermediates_only: Return the list alone.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        intermediates = []
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages[: max_index + 1] if stop_early else self.stages):
-            x = raw = checkpoint(stage, x) if self.grad_checkpointing else stage(x)
-            if i == len(self.stages) - 1:
-                x = self.norm(x)
-            if i in take_indices:
-                intermediates.append(x if norm else raw)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages, norm and head that the chosen intermediates do not need."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        prune_end = max_index < len(self.stages) - 1
-        if prune_norm or prune_end:
-            self.norm = nn.Identity()
-        self.stages = self.stages[: max_index + 1]
-        if prune_end:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
-        if prune_head or prune_end:
-            self.reset_classifier(0, '', reset_other=True)
-        return take_indices
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = self.stages(x)
-        return self.norm(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.forward_features(x)
-        return self.forward_head(x)
+                blocks.append(BiFormerBlock(dim, attn, mlp_ratio, plain, rates[i][j], **dd))
+            stages.append(Stage(downsample, blocks))
+        super().__init__(
+            stem,
+            stages,
+            norm=nn.BatchNorm2d(embed_dims[-1], **dd),
+            head=ClassifierHead(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd),
+            channels=embed_dims,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            drop_rate=drop_rate,
+        )
 
 
 def _conv_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
@@ -294,7 +162,7 @@ def _merge(in_dim: int, dim: int, **dd) -> nn.Sequential:
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Official BiFormer checkpoints (channels-first ones too) -> ours; ours pass through."""
-    state_dict = state_dict.get('model', state_dict)
+    state_dict = unwrap(state_dict)
     if any(key.startswith('stem.') for key in state_dict):
         return state_dict
     patches = 'downsample_layers.0.3.weight' not in state_dict
@@ -310,45 +178,32 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         (r'\.mlp\.[23]\.', '.mlp.fc2.'),
         (r'^head\.', 'head.fc.'),
     )
-    converted = {}
+    state_dict = rename_keys(state_dict, rules)
     for key, value in state_dict.items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
         if key.endswith(('qkv.weight', 'proj.weight', 'fc1.weight', 'fc2.weight')):
-            value = value.flatten(1)  # 1x1 convolutions of the channels-first variant
-        converted[key] = value
-    return converted
+            state_dict[key] = value.flatten(1)  # 1x1 convolutions of the channels-first variant
+    return state_dict
 
 
 _REPOSITORY = 'https://github.com/rayleizhu/BiFormer'
 
 
-def _cfg(first_conv: str = 'stem.conv1', **kwargs) -> dict[str, Any]:
-    return {
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (7, 7),
-        'crop_pct': 0.875,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': first_conv,
-        'classifier': 'head.fc',
-        'license': 'mit',
-        'paper_ids': 'arXiv:2303.08810',
-        'paper_name': 'BiFormer: Vision Transformer with Bi-Level Routing Attention',
-        'origin_url': _REPOSITORY,
-        **kwargs,
-    }
-
+_cfg = partial(
+    imagenet_cfg,
+    first_conv='stem.conv1',
+    license='mit',
+    paper_ids='arXiv:2303.08810',
+    paper_name='BiFormer: Vision Transformer with Bi-Level Routing Attention',
+    origin_url=_REPOSITORY,
+)
 
 default_cfgs = generate_default_cfgs(
     {
         'biformer_tiny.in1k': _cfg(),
         'biformer_small.in1k': _cfg(),
         'biformer_base.in1k': _cfg(),
-        'biformer_stl.in1k': _cfg('stem.conv'),
-        'biformer_stl_nchw.in1k': _cfg('stem.conv'),
+        'biformer_stl.in1k': _cfg(first_conv='stem.conv'),
+        'biformer_stl_nchw.in1k': _cfg(first_conv='stem.conv'),
     }
 )
 
@@ -372,35 +227,24 @@ register_official_files(
 )
 
 
-def _create_biformer(variant: str, pretrained: bool = False, **kwargs) -> BiFormer:
-    return build_model(
-        BiFormer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-        **kwargs,
-    )
-
-
 @register_model
 def biformer_tiny(pretrained: bool = False, **kwargs) -> BiFormer:
     """BiFormer-T, 13.1 M parameters."""
-    return _create_biformer('biformer_tiny', pretrained, **kwargs)
+    return build_model(BiFormer, 'biformer_tiny', pretrained, **kwargs)
 
 
 @register_model
 def biformer_small(pretrained: bool = False, **kwargs) -> BiFormer:
     """BiFormer-S, 25.5 M parameters."""
     model_args = dict(depths=(4, 4, 18, 4))
-    return _create_biformer('biformer_small', pretrained, **dict(model_args, **kwargs))
+    return build_model(BiFormer, 'biformer_small', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def biformer_base(pretrained: bool = False, **kwargs) -> BiFormer:
     """BiFormer-B, 56.8 M parameters."""
     model_args = dict(depths=(4, 4, 18, 4), embed_dims=(96, 192, 384, 768))
-    return _create_biformer('biformer_base', pretrained, **dict(model_args, **kwargs))
+    return build_model(BiFormer, 'biformer_base', pretrained, **dict(model_args, **kwargs))
 
 
 _SWIN_TINY_LAYOUT = dict(
@@ -411,11 +255,11 @@ _SWIN_TINY_LAYOUT = dict(
 @register_model
 def biformer_stl(pretrained: bool = False, **kwargs) -> BiFormer:
     """Bi-level routing attention in the layout of Swin-T, 28.4 M parameters."""
-    return _create_biformer('biformer_stl', pretrained, **dict(_SWIN_TINY_LAYOUT, **kwargs))
+    return build_model(BiFormer, 'biformer_stl', pretrained, **dict(_SWIN_TINY_LAYOUT, **kwargs))
 
 
 @register_model
 def biformer_stl_nchw(pretrained: bool = False, **kwargs) -> BiFormer:
     """`biformer_stl` with the arithmetic of the authors' later, channels-first code (another checkpoint)."""
     model_args = dict(_SWIN_TINY_LAYOUT, padding='projection')
-    return _create_biformer('biformer_stl_nchw', pretrained, **dict(model_args, **kwargs))
+    return build_model(BiFormer, 'biformer_stl_nchw', pretrained, **dict(model_args, **kwargs))
