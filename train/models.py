@@ -55,12 +55,24 @@ def create(name: str, *, pretrained: bool = False, num_classes: int | None = Non
 
 
 def spec_of(model: nn.Module, name: str, kwargs: Mapping[str, Any], classes: list[str], **data: Any) -> ModelSpec:
-    """The spec of a model; `data` overrides what its pretrained_cfg says about its images."""
-    given = {key: value for key, value in data.items() if value is not None}
-    if size := given.pop('image_size', None):
-        given['input_size'] = (3, size, size)
-    resolved = resolve_model_data_config(model, args=given)
+    """The spec of a model; `data` overrides what its pretrained_cfg says about its images.
+
+    Args:
+        data: image_size (height, width), interpolation, crop_pct, mean, std; None where the pretrained_cfg holds.
+    """
+    resolved = _with_image_settings(resolve_model_data_config(model), data, getattr(model, 'in_chans', 3))
     return ModelSpec(name, int(model.num_classes), dict(kwargs), resolved, classes)  # type: ignore[arg-type]
+
+
+def _with_image_settings(data: Mapping[str, Any], settings: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    if channels not in (1, 3):
+        raise UserError(f'model.kwargs.in_chans={channels}: images have 3 channels, or 1 of grey')
+    changed = {key: value for key, value in settings.items() if value is not None}
+    size = changed.pop('image_size', data['input_size'][1:])
+    merged = {**data, **changed, 'input_size': (channels, *size)}
+    if channels == 1:  # the statistics of three channels, as grey has them
+        merged |= {key: (sum(merged[key]) / len(merged[key]),) for key in ('mean', 'std')}
+    return merged
 
 
 def load(target: str) -> tuple[nn.Module, ModelSpec, str]:
