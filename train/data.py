@@ -9,29 +9,34 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import ImageDataset, create_dataset, create_transform
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from timm.data import create_dataset
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import AugmentConfig, DataConfig
-from .errors import UserError, first_line
+from .config import DataConfig
+from .errors import UserError, one_line
+from .images import EXTENSIONS, UnreadableImage, decode
+from .samples import Digits, Folder, Samples, Stream, Torchvision, pick_split
+from .transforms import Transform
 
-Transform = Callable[[Image.Image], Tensor]
-Sample = tuple[Tensor | None, int, str]  # image, label, and what is wrong with it where it could not be read
-Batch = tuple[Tensor, Tensor, list[str]]  # images, labels, and what was wrong with those that are not among them
 
-# The names that timm, too, takes for the folders of the two splits.
-SPLIT_FOLDERS = {
-    'train': ('train', 'training'),
-    'validation': ('validation', 'val', 'valid', 'eval', 'evaluation'),
-}
+class Problem(NamedTuple):
+    """A sample that cannot be read."""
+
+    name: str
+    reason: str
+
+
+Key = tuple[int, int, Any]  # epoch, position in it, item of the samples
+Sample = tuple[Tensor, int] | Problem
+Batch = tuple[Tensor, Tensor, list[Problem]]  # images, labels, and what is not among them
 
 
 def seed_everything(*numbers: int) -> None:
@@ -42,75 +47,60 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
-class Digits(Dataset):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 17 grey levels; a fifth of each class is held out.
-
-    The split is the same for every seed of a run.
-    """
-
-    classes = tuple('0123456789')
-
-    def __init__(self, split: str):
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        pixels, labels = load_digits(return_X_y=True)
-        indices = np.arange(len(labels))
-        parts = train_test_split(indices, test_size=0.2, stratify=labels, random_state=0)
-        self.indices = np.sort(parts[0 if split in SPLIT_FOLDERS['train'] else 1])
-        self.pixels = (pixels * 255 / 16).round().astype(np.uint8).reshape(-1, 8, 8)
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        index = self.indices[index]
-        return Image.fromarray(self.pixels[index]).convert('RGB'), int(self.labels[index])
+def data_format(config: DataConfig) -> str:
+    """`data.format`, with what auto stands for."""
+    return config.format if config.format != 'auto' else 'folder' if config.root else 'digits'
 
 
-def open_dataset(config: DataConfig, split: str, seed: int = 0, classes: list[str] | None = None) -> Any:
-    """The undecorated dataset of one split.
+def open_dataset(config: DataConfig, split: str, classes: list[str] | None = None) -> Samples:
+    """The samples of one split, as they are stored.
 
     Args:
         split: `config.train_split` or `config.val_split`.
-        seed: order of a stream (wds/ and the like), which is opened once an epoch; others are ordered by the loader.
-        classes: class names by label, where a folder must not number its own.
+        classes: class names by number, where the split must not number its own.
 
     Raises:
-        UserError: nothing there, or a package that the format needs is not installed.
+        UserError: nothing there, classes that are not among those, or a package that the format needs is missing.
     """
-    training = split == config.train_split
-    kind = config.format if config.format != 'auto' else 'folder' if config.root else 'digits'
-    if kind == 'digits':
-        return Digits('train' if training else 'validation')
-    options: dict[str, Any] = {'input_key': config.input_key, 'target_key': config.target_key}
-    root, name = config.root, kind
-    if kind == 'folder':
-        root, name = str(_split_folder(config, split)), ''
-        options = {'class_map': {label: index for index, label in enumerate(classes)} if classes else None}
-    elif kind.startswith('torch/'):
-        options = {'download': True}
+    where = f'data.format={data_format(config)} data.root={config.root!r} ({split})'
     try:
-        return create_dataset(
-            name,
-            root=root or None,
-            split=split,
-            search_split=kind != 'folder',
-            is_training=training,
-            batch_size=config.batch_size if training else 1,
-            seed=seed,
-            **options,
-        )
+        samples = _open(config, split)
+    except UserError:
+        raise
     except ImportError as error:
-        raise UserError(f'data.format={kind} needs the package {error.name!r}: pip install {error.name}') from error
-    except Exception as error:
-        # From readers of six libraries, each with its own exceptions.
-        where = f'data.format={kind} data.root={config.root!r} ({split})'
-        raise UserError(f'{where}: {first_line(error)}') from error
+        raise UserError(f'{where} needs the package {error.name!r}: pip install {error.name}') from error
+    except Exception as error:  # of four libraries, each with its own exceptions
+        raise UserError(f'{where}: {one_line(error)}') from error
+    if classes:
+        samples.number_as(classes, where)
+    return samples
 
 
-def _split_folder(config: DataConfig, split: str) -> Path:
+def _open(config: DataConfig, split: str) -> Samples:
+    kind, _, name = data_format(config).partition('/')
+    keys = config.input_key, config.target_key
+    if kind == 'digits':
+        return Digits('train' if split == config.train_split else 'validation')
+    if kind == 'folder':
+        return _open_folder(config, split)
+    if kind == 'torch' and name:
+        options = {'split': split, 'download': True, 'input_key': keys[0], 'target_key': keys[1]}
+        return Torchvision(create_dataset(f'torch/{name}', root=config.root or None, **options), split)
+    if kind == 'wds':
+        from .shards import open_shards
+
+        return open_shards(config.root, split, *keys)
+    if kind in ('hfds', 'hfids') and name:
+        from .hub import HubSamples, HubStream
+
+        return (HubSamples if kind == 'hfds' else HubStream)(name, split, config.root or None, *keys)
+    raise UserError(
+        f'data.format={config.format}: expected auto, digits, folder, torch/NAME, hfds/NAME (Hugging Face), '
+        'hfids/NAME (the same as a stream) or wds/ (tar shards of webdataset)'
+    )
+
+
+def _open_folder(config: DataConfig, split: str) -> Folder:
     root = Path(config.root)
     if not config.root:
         raise UserError(
@@ -118,142 +108,47 @@ def _split_folder(config: DataConfig, split: str) -> Path:
         )
     if not root.is_dir():
         raise UserError(f'data.root={config.root}: no such folder')
-    names = next((names for names in SPLIT_FOLDERS.values() if split in names), (split,))
-    found = next((root / name for name in (split, *names) if (root / name).is_dir()), None)
-    if found is None:
-        inside = ', '.join(sorted(item.name for item in root.iterdir())[:5]) or 'nothing'
-        raise UserError(f'data.root={config.root}: no folder {" or ".join(names[:3])} in it, but {inside}')
-    return found
+    inside = [path.name for path in root.iterdir() if path.is_dir()]
+    remarks: list[str] = []
+    name = split if (root / split).is_dir() else pick_split(split, inside, f'data.root={config.root}', remarks)
+    endings = [f'.{ending.lower().lstrip(".")}' for ending in (config.input_key or '').split(';') if ending]
+    folder = Folder(root, name, endings or EXTENSIONS)
+    folder.remarks += remarks
+    return folder
 
 
-def class_names(dataset: Any) -> list[str]:
-    """The class names by label, or nothing where the dataset has none."""
-    numbers = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
-    if numbers:
-        return sorted(numbers, key=numbers.__getitem__)
-    return list(getattr(dataset, 'classes', ()))
+class _Readable(Dataset):
+    """Images and labels by (epoch, position in the epoch, item of the samples)."""
 
+    def __init__(self, samples: Samples, transform: Transform, num_classes: int, seed: int | None):
+        self.samples, self.transform, self.num_classes, self.seed = samples, transform, num_classes, seed
 
-def train_transform(augment: AugmentConfig, data: dict[str, Any]) -> Transform:
-    """The random transform of one training image; `data` is the part of a ModelSpec of that name."""
-    if augment.backend == 'none':
-        return eval_transform(data)
-    if augment.backend == 'albumentations':
-        return _albumentations(augment, data)
-    if augment.rotate:
-        raise UserError('data.augment.rotate needs data.augment.backend=albumentations')
-    return create_transform(
-        data['input_size'],
-        is_training=True,
-        scale=(augment.scale[0], augment.scale[1]),
-        ratio=(augment.ratio[0], augment.ratio[1]),
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        color_jitter=augment.color_jitter,
-        auto_augment=augment.auto_augment,
-        re_prob=augment.erase,
-        re_mode='pixel',
-        interpolation=data['interpolation'],
-        mean=data['mean'],
-        std=data['std'],
-    )
-
-
-def eval_transform(data: dict[str, Any]) -> Transform:
-    return create_transform(**data)
-
-
-def _albumentations(augment: AugmentConfig, data: dict[str, Any]) -> Transform:
-    os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # importing it asks the network for its newest version
-    import albumentations
-    import cv2
-
-    if augment.auto_augment:
-        raise UserError('data.augment.auto_augment needs data.augment.backend=timm')
-    cv2.setNumThreads(0)  # its threads do not survive the fork of a worker
-    interpolation = {'nearest': cv2.INTER_NEAREST, 'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
-    jitter = augment.color_jitter
-    pipeline = albumentations.Compose(
-        [
-            albumentations.RandomResizedCrop(
-                size=data['input_size'][1:],
-                scale=tuple(augment.scale),
-                ratio=tuple(augment.ratio),
-                interpolation=interpolation.get(data['interpolation'], cv2.INTER_CUBIC),
-            ),
-            albumentations.Rotate(limit=augment.rotate, p=float(augment.rotate > 0)),
-            albumentations.HorizontalFlip(p=augment.hflip),
-            albumentations.VerticalFlip(p=augment.vflip),
-            albumentations.ColorJitter(
-                brightness=jitter, contrast=jitter, saturation=jitter, hue=0, p=float(jitter > 0)
-            ),
-            albumentations.Normalize(mean=data['mean'], std=data['std']),
-            albumentations.Erasing(p=augment.erase),
-            albumentations.ToTensorV2(),
-        ]
-    )
-
-    def transform(image: Image.Image) -> Tensor:
-        pipeline.set_random_seed(int(np.random.randint(2**31)))  # it has generators of its own
-        return pipeline(image=np.asarray(image))['image']
-
-    return transform
-
-
-class _Samples(Dataset):
-    """Samples by (epoch, position in the epoch, index in the dataset)."""
-
-    def __init__(self, dataset: Any, transform: Transform, seed: int | None):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
-
-    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
-        epoch, position, index = key
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, position, item = key
         try:
-            image, label = self._read(index)
-        except Exception as error:  # of a dozen decoders: OSError, SyntaxError, struct.error, zlib.error ...
-            return None, 0, f'{self._name(index)}: {first_line(error)}'
-        if self.seed is not None:
-            seed_everything(self.seed, epoch, position)
-        return self.transform(image), label, ''
-
-    def _read(self, index: int) -> tuple[Image.Image, int]:
-        if not isinstance(self.dataset, ImageDataset):
-            image, label = self.dataset[index]
-            return image.convert('RGB'), label
-        # Past ImageDataset's own reading, which puts the next image in the place of one that cannot be read.
-        stream, label, *_ = self.dataset.reader[index]
-        with stream, Image.open(stream) as image:
-            return image.convert('RGB'), label
-
-    def _name(self, index: int) -> str:
-        return self.dataset.filename(index) if isinstance(self.dataset, ImageDataset) else f'sample {index}'
+            source, label = self.samples[item]
+            if not isinstance(label, (int, np.integer)) or not 0 <= label < self.num_classes:
+                raise UnreadableImage(f'its label is {label!r}, expected a number from 0 to {self.num_classes - 1}')
+            image = decode(source, self.transform.channels)
+            if self.seed is not None:
+                seed_everything(self.seed, epoch, position)
+            return self.transform(image), int(label)
+        except Exception as error:  # of files, tables, decoders, and transforms of images of one pixel
+            return Problem(self.samples.name(item), one_line(error))
 
 
-class _Stream(IterableDataset):
-    """Samples of a dataset that can only be read in its own order."""
-
-    def __init__(self, dataset: IterableDataset, transform: Transform, *seeds: int):
-        self.dataset, self.transform, self.seeds = dataset, transform, seeds
-
-    def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        for position, (image, label) in enumerate(self.dataset):
-            seed_everything(*self.seeds, worker.id if worker else 0, position)
-            yield self.transform(image), label, ''
-
-
-class _EpochOrder(Sampler[tuple[int, int, int]]):
+class _EpochOrder(Sampler[Key]):
     """The keys of one process in one epoch: `batches` whole batches, the first `start` of them left out."""
 
-    def __init__(self, size: int, batches: int, batch_size: int, repeats: int, seed: int, rank: int, processes: int):
-        self.size, self.batches, self.batch_size, self.repeats = size, batches, batch_size, repeats
-        self.seed, self.rank, self.processes = seed, rank, processes
+    def __init__(self, samples: Samples, batches: int, config: DataConfig, seed: int, rank: int, processes: int):
+        self.samples, self.batches, self.repeats = samples, batches, config.augment.repeats
+        self.batch_size, self.seed, self.rank, self.processes = config.batch_size, seed, rank, processes
         self.epoch = self.start = 0
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).repeat(self.repeats)
+    def __iter__(self) -> Iterator[Key]:
+        order = self.samples.order(np.random.default_rng([self.seed, self.epoch])).repeat(self.repeats)
         # Fewer images than one batch of all processes: the order starts again.
-        order = np.resize(order[: self.size], self.batches * self.batch_size * self.processes)
+        order = np.resize(order[: len(self.samples)], self.batches * self.batch_size * self.processes)
         for position in range(self.start * self.batch_size * self.processes + self.rank, len(order), self.processes):
             yield self.epoch, position, int(order[position])
 
@@ -261,70 +156,123 @@ class _EpochOrder(Sampler[tuple[int, int, int]]):
         return (self.batches - self.start) * self.batch_size
 
 
+class _StreamOrder(Sampler[Key]):
+    """As `_EpochOrder`, of a stream: whole steps of `accumulate` batches, up to `batches` or to its end."""
+
+    def __init__(
+        self, stream: Stream, batches: int, accumulate: int, config: DataConfig, seed: int, rank: int, processes: int
+    ):
+        self.stream, self.batches, self.accumulate = stream, batches, accumulate
+        self.batch_size, self.seed, self.rank, self.processes = config.batch_size, seed, rank, processes
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[Key]:
+        batch = self.batch_size * self.processes  # of all processes together
+        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0] >> 1)
+        step: list[Key] = []
+        seen = 0
+        for position, raw in enumerate(self.stream.walk(seed)):
+            if position % self.processes == self.rank and position >= self.start * batch:
+                step.append((self.epoch, position, raw))
+            seen = position + 1
+            if seen % (batch * self.accumulate) == 0:
+                yield from step
+                step = []
+            if seen == self.batches * batch:
+                return
+        if seen < batch * self.accumulate:
+            raise UserError(
+                f'the stream ends after {seen} samples, too few for one step of {batch * self.accumulate} '
+                '(data.batch_size x train.grad_accum x processes)'
+            )
+
+
+class _EvalOrder(Sampler[Key]):
+    """Every sample once, in order: those of one process."""
+
+    def __init__(self, samples: Samples, rank: int, processes: int):
+        self.samples, self.rank, self.processes = samples, rank, processes
+
+    def __iter__(self) -> Iterator[Key]:
+        items = self.samples.walk(None) if isinstance(self.samples, Stream) else range(len(self.samples))
+        for position, item in enumerate(items):
+            if position % self.processes == self.rank:
+                yield 0, position, item
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.samples), self.processes))
+
+
 class TrainLoader:
-    """Shuffled, augmented batches of one process.
+    """Shuffled, augmented batches of one process, all of them full.
 
     Args:
         transform: of one image.
-        accumulate: an epoch has a multiple of so many batches, all of them full.
+        num_classes: labels are below it.
+        accumulate: an epoch has a multiple of so many batches.
         rank, processes: this process among those that share an epoch.
 
     Attributes:
-        batches: batches of an epoch.
+        batches: of an epoch. A stream that ends before has fewer, and as many in all processes.
     """
 
     def __init__(
         self,
         config: DataConfig,
-        dataset: Any,
+        samples: Samples,
         transform: Transform,
+        num_classes: int,
         seed: int,
         accumulate: int,
         rank: int,
         processes: int,
     ):
-        self.config, self.transform, self.seed, self.rank = config, transform, seed, rank
-        self.stream = isinstance(dataset, IterableDataset)
-        if self.stream:
-            dataset.set_loader_cfg(num_workers=_workers(config))
-        size, share = len(dataset), 1 if self.stream else processes  # a stream's length is already one process's
-        self.batches = max(1, size // (config.batch_size * share * accumulate)) * accumulate
-        if not self.stream:
-            repeats = config.augment.repeats
-            self.order = _EpochOrder(size, self.batches, config.batch_size, repeats, seed, rank, processes)
-            self.loader = self._loader(_Samples(dataset, transform, seed), sampler=self.order)
+        if not len(samples):
+            raise UserError(
+                f'data.train_split={config.train_split}: this stream does not say how many samples it has; '
+                f"'data.train_split={config.train_split}|NUMBER' does"
+            )
+        self.batches = max(1, len(samples) // (config.batch_size * processes * accumulate)) * accumulate
+        self.order: _EpochOrder | _StreamOrder
+        if isinstance(samples, Stream):
+            self.order = _StreamOrder(samples, self.batches, accumulate, config, seed, rank, processes)
+        else:
+            self.order = _EpochOrder(samples, self.batches, config, seed, rank, processes)
+        readable = _Readable(samples, transform, num_classes, seed)
+        persistent = _workers(config) > 0
+        self.loader = _data_loader(config, readable, _collate_full, self.order, persistent_workers=persistent)
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on."""
-        if not self.stream:
-            self.order.epoch, self.order.start = epoch, start
-            return iter(self.loader)
-        # Opened anew each epoch, because its shuffling carries state from one epoch to the next.
-        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0] >> 1)
-        dataset = open_dataset(self.config, self.config.train_split, seed)
-        dataset.set_loader_cfg(num_workers=_workers(self.config))
-        samples = _Stream(dataset, self.transform, self.seed, epoch, self.rank)
-        # Its workers' own shuffling is seeded by the loader's generator.
-        loader = self._loader(samples, generator=torch.Generator().manual_seed(seed), drop_last=True)
-        return islice(loader, start, self.batches)
+        """The batches of an epoch from number `start` on.
 
-    def _loader(self, samples: Dataset, **options: Any) -> DataLoader:
-        persistent = _workers(self.config) > 0 and not self.stream
-        return _data_loader(self.config, samples, _collate_full, persistent_workers=persistent, **options)
+        Other images stand in for those that cannot be read: of the batch, or of the batch before.
+        """
+        self.order.epoch, self.order.start = epoch, start
+        before = torch.empty(0), torch.empty(0)
+        for images, labels, problems in self.loader:
+            if len(labels):
+                before = images, labels
+            elif not len(before[1]):
+                reason = ': '.join(problems[0])
+                raise UserError(f'not one image of a batch of {self.order.batch_size} can be read, such as {reason}')
+            yield *before, problems
 
 
-def eval_loader(config: DataConfig, dataset: Any, transform: Transform, rank: int, processes: int) -> DataLoader:
-    """Every image once, in order; this process's share of them."""
-    if isinstance(dataset, IterableDataset):
-        return _data_loader(config, _Stream(dataset, transform, 0), _collate)
-    keys = [(0, index, index) for index in range(rank, len(dataset), processes)]
-    return _data_loader(config, _Samples(dataset, transform, None), _collate, sampler=keys)
+def eval_loader(
+    config: DataConfig, samples: Samples, transform: Transform, num_classes: int, rank: int, processes: int
+) -> DataLoader:
+    """Every image once, in order; this process's share of them. Its length is unknown where they are a stream."""
+    readable = _Readable(samples, transform, num_classes, None)
+    return _data_loader(config, readable, _collate, _EvalOrder(samples, rank, processes))
 
 
-def _data_loader(config: DataConfig, samples: Dataset, collate: Callable[..., Batch], **options: Any) -> DataLoader:
+def _data_loader(
+    config: DataConfig, readable: _Readable, collate: Callable[..., Batch], order: Sampler[Key], **options: Any
+) -> DataLoader:
     return DataLoader(
-        samples,
+        readable,
         batch_size=config.batch_size,
+        sampler=order,
         num_workers=_workers(config),
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
@@ -346,8 +294,8 @@ def _leave_signals_to_parent(_: int) -> None:
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    good = [(image, label) for image, label, _ in samples if image is not None]
-    bad = [problem for image, _, problem in samples if image is None]
+    good = [sample for sample in samples if not isinstance(sample, Problem)]
+    bad = [sample for sample in samples if isinstance(sample, Problem)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
     return images, torch.tensor([label for _, label in good], dtype=torch.long), bad
 
@@ -362,19 +310,38 @@ def _collate_full(samples: list[Sample]) -> Batch:
 
 
 class BadImages:
-    """The images that could not be read: each named once, and no more of them than `limit`."""
+    """The images that cannot be read, of all processes: each named once, and no more of them than `limit`.
+
+    Attributes:
+        names: of those that all processes know.
+    """
 
     def __init__(self, limit: int, known: list[str], tell: Callable[[str], None]):
         self.limit, self.names, self.tell = limit, set(known), tell
+        self._found: list[Problem] = []  # by this process since it last shared them
 
-    def add(self, problems: list[str]) -> None:
-        for problem in problems:
-            if problem in self.names:
-                continue
-            self.names.add(problem)
-            self.tell(f'cannot read image {problem} ({len(self.names)} so far)')
-            if len(self.names) > self.limit:
-                raise UserError(
-                    f'{len(self.names)} images cannot be read, more than data.max_bad_images={self.limit}; '
-                    f'the last is {problem}'
-                )
+    def add(self, problems: list[Problem]) -> None:
+        """Note what this process met. Nothing comes of it before `share`."""
+        self._found += [problem for problem in problems if problem.name not in self.names]
+
+    def share(self) -> None:
+        """Name the new ones. Every process calls it at the same point, or it waits for the others.
+
+        Raises:
+            UserError, SystemExit: in the main process and in the others, where there are more than the limit.
+        """
+        main = PartialState().is_main_process
+        reason = ''
+        for problem in gather_object(self._found):
+            if problem.name not in self.names:
+                self.names.add(problem.name)
+                reason = f'{problem.name}: {problem.reason}'
+                if main:
+                    self.tell(f'cannot read image {reason} ({len(self.names)} so far)')
+        self._found = []
+        if reason and len(self.names) > self.limit:
+            error = UserError(
+                f'{len(self.names)} images cannot be read, more than data.max_bad_images={self.limit}; '
+                f'the last is {reason}'
+            )
+            raise error if main else SystemExit(1)

@@ -16,6 +16,7 @@ from PIL import Image
 from attnzoo.train import data
 from attnzoo.train.config import AugmentConfig, DataConfig
 from attnzoo.train.errors import UserError
+from attnzoo.train.transforms import eval_transform, train_transform
 
 LOOK = {
     'input_size': (3, 32, 32),
@@ -28,9 +29,9 @@ LOOK = {
 
 
 def loader(config: DataConfig, *, seed: int = 0, accumulate: int = 1, rank: int = 0, processes: int = 1):
-    dataset = data.open_dataset(config, config.train_split)
-    transform = data.train_transform(config.augment, LOOK)
-    return data.TrainLoader(config, dataset, transform, seed, accumulate, rank, processes)
+    samples = data.open_dataset(config, config.train_split)
+    transform = train_transform(config.augment, LOOK)
+    return data.TrainLoader(config, samples, transform, 10, seed, accumulate, rank, processes)
 
 
 def same(one: list[data.Batch], other: list[data.Batch]) -> bool:
@@ -88,11 +89,11 @@ def test_repeated_augmentation_shows_fewer_images_in_other_views():
 
 def test_evaluation_sees_every_image_once_in_order(images: Path):
     config = DataConfig(root=str(images), batch_size=5, workers=0)
-    dataset = data.open_dataset(config, 'validation')
-    assert data.class_names(dataset) == ['blue', 'green', 'red']
-    transform = data.eval_transform(LOOK)
+    samples = data.open_dataset(config, 'validation')
+    assert samples.classes == ['blue', 'green', 'red']
+    transform = eval_transform(LOOK)
     for processes in (1, 2):
-        shares = [data.eval_loader(config, dataset, transform, rank, processes) for rank in range(processes)]
+        shares = [data.eval_loader(config, samples, transform, 3, rank, processes) for rank in range(processes)]
         labels = torch.cat([labels for share in shares for _, labels, _ in share])
         assert torch.equal(labels.sort().values, torch.arange(3).repeat_interleave(8))
 
@@ -103,7 +104,7 @@ def spoil(images: Path) -> list[str]:
     spoilt[0].write_bytes(spoilt[0].read_bytes()[:500])
     spoilt[1].write_bytes(b'this is no image')
     spoilt[2].write_bytes(b'')
-    return [f'red/{path.name}' for path in spoilt]
+    return [f'train/red/{path.name}' for path in spoilt]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -117,8 +118,9 @@ def test_unreadable_images_are_named_and_others_stand_in(workers: int, images: P
         for batch, labels, problems in source.epoch(epoch, 0):
             assert len(batch) == len(labels) == 8
             bad.add(problems)
-    assert sorted(problem.split(':')[0] for problem in bad.names) == names
-    assert len(told) == 3 and all(line.startswith('cannot read image red/') for line in told)
+        bad.share()
+    assert sorted(bad.names) == names
+    assert len(told) == 3 and all(line.startswith('cannot read image train/red/') for line in told)
     assert '(3 so far)' in told[-1]
 
 
@@ -128,10 +130,10 @@ def test_more_unreadable_images_than_the_limit_end_the_run(
     spoil(images)
     arguments = ('train', recipe, f'data.root={images}', f'output={tmp_path / "run"}', 'train.epochs=1')
     line = refused(*arguments, 'data.max_bad_images=2')
-    assert '3 images cannot be read, more than data.max_bad_images=2; the last is red/' in line
+    assert '3 images cannot be read, more than data.max_bad_images=2; the last is train/red/' in line
     result = attnzoo(*arguments, 'data.max_bad_images=3')
     assert result.code == 0, result
-    assert result.out.count('cannot read image red/') == 3
+    assert result.out.count('cannot read image train/red/') == 3
     assert len(json.loads((tmp_path / 'run' / 'summary.json').read_text())['bad_images']) == 3
 
 
@@ -147,9 +149,9 @@ def test_evaluation_leaves_unreadable_images_out(images: Path, recipe: Path, tmp
     [
         (['data.root=nowhere'], 'data.root=nowhere: no such folder'),
         (['data.format=folder'], 'data.root is empty; data.format=folder needs data.root=PATH'),
-        (['data.root={empty}'], 'no folder train or training in it, but nothing'),
-        (['data.root={images}/train'], 'no folder train or training in it, but blue, green, red'),
-        (['data.root={hollow}'], 'Found 0 images in subfolders of'),
+        (['data.root={empty}'], 'no train or training in it, but nothing'),
+        (['data.root={images}/train'], 'no train or training in it, but blue, green, red'),
+        (['data.root={hollow}'], 'no image in class folders of'),
         (['data.format=wds/', 'data.root={empty}'], 'data.format=wds/'),
         (['data.format=nonsense/x'], 'data.format=nonsense/x'),
         (['data.root={images}', 'model.num_classes=2'], 'model.num_classes=2, and the data names 3 classes'),
@@ -229,15 +231,15 @@ def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
         labels = (0x801).to_bytes(4, 'big') + (4).to_bytes(4, 'big') + bytes([3, 1, 4, 1])
         (raw / f'{name}-labels-idx1-ubyte').write_bytes(labels)
     config = DataConfig(root=str(tmp_path), format='torch/mnist', batch_size=4, workers=0)
-    dataset = data.open_dataset(config, 'validation')
-    assert len(data.class_names(dataset)) == 10
-    images, labels, bad = next(iter(data.eval_loader(config, dataset, data.eval_transform(LOOK), 0, 1)))
+    samples = data.open_dataset(config, 'validation')
+    assert len(samples.classes) == 10
+    images, labels, bad = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 10, 0, 1)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
 
 
 def test_a_package_of_timm_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, 'datasets', None)  # importing it now fails
-    monkeypatch.delitem(sys.modules, 'timm.data.readers.reader_hfds', raising=False)
+    monkeypatch.delitem(sys.modules, 'attnzoo.train.hub', raising=False)
     with pytest.raises(UserError, match="needs the package 'datasets': pip install datasets"):
         data.open_dataset(DataConfig(format='hfds/nobody/nothing'), 'train')
 
