@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any
+from zlib import crc32
 
 import datasets
 import fsspec
@@ -68,7 +69,14 @@ class HubStream(Stream):
     def walk(self, seed: int | None) -> Iterator[Raw]:
         rows = self.rows if seed is None else self.rows.shuffle(seed=seed, buffer_size=SHUFFLED_TOGETHER)
         for row in rows:
-            yield Raw(self._name(row), row[self.columns.image], get_field(row, self.columns.label))
+            yield Raw('', row[self.columns.image], get_field(row, self.columns.label))
+
+    def name(self, item: Raw) -> str:
+        """By its file, or its content: in a stream that is shuffled nobody counts the rows."""
+        image = item.image or {'path': None, 'bytes': None}
+        if image['path']:
+            return f'{self.split}: {image["path"]}'
+        return f'{self.split}: row with the image of CRC-32 {crc32(image["bytes"] or b""):08x} and label {item.label}'
 
     def read(self, item: Raw) -> tuple[Source, Any]:
         return _open(item.image), item.label
@@ -86,6 +94,8 @@ class _Columns:
         for setting, name in (('input_key', self.image), ('target_key', self.label)):
             if not has_field(features, name):
                 raise UserError(f'data.{setting}={name}: the dataset has no such column, but {there}')
+        if getattr(get_field(features, self.label), 'dtype', None) == 'string':
+            raise UserError(f'data.target_key={self.label} holds text, expected numbers of classes')
         self.classes = list(getattr(get_field(features, self.label), 'names', None) or ())
 
 

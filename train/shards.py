@@ -34,10 +34,14 @@ def open_shards(root: str, split: str, image_key: str | None, label_key: str | N
     reader = create_dataset('wds/', root=root, split=split, target_key=label_key).reader
     info = reader.split_info
     keys = _Keys((image_key or IMAGES).split(';'), label_key or info.alt_label)
-    places = {name: os.path.join(root, name) for name in info.filenames}
-    if all(name.endswith('.tar') and not re.match(r'\w\w+:', place) for name, place in places.items()):
+    places = {name: name if _is_link(name) else os.path.join(root, name) for name in info.filenames}
+    if all(place.endswith('.tar') and not _is_link(place) for place in places.values()):
         return Shards(places, keys)
     return ShardStream(places, keys, reader.num_samples)
+
+
+def _is_link(place: str) -> bool:
+    return re.match(r'[a-z][a-z0-9+.-]+:', place) is not None  # but not the C: of Windows
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
 """What is read, in what order, and what happens to what cannot be read."""
 
 import dataclasses
-import io
 import json
-import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from attnzoo.train import data
 from attnzoo.train.config import AugmentConfig, DataConfig
-from attnzoo.train.errors import UserError
 from attnzoo.train.transforms import eval_transform, train_transform
 
 LOOK = {
@@ -173,53 +168,6 @@ def test_data_that_cannot_be_used_is_told_in_one_line(settings, message, images,
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Four tar files of 12 labelled images, as webdataset keeps them; the last one is for validation."""
-    rng = np.random.default_rng(0)
-    root = tmp_path / 'shards'
-    root.mkdir()
-    for shard in range(4):
-        with tarfile.open(root / f'digits-{shard}.tar', 'w') as tar:
-            for index in range(12):
-                label = index % 3
-                pixels = rng.normal(60, 10, (16, 16, 3))
-                pixels[..., label] += 120
-                image = io.BytesIO()
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image, 'png')
-                for ending, content in (('png', image.getvalue()), ('cls', str(label).encode())):
-                    entry = tarfile.TarInfo(f'{shard}{index:03}.{ending}')
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-    return root
-
-
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_stream_goes_on_where_it_stopped(workers: int, shards: Path):
-    config = DataConfig(
-        root=str(shards), format='wds/', train_split='digits-{0..2}.tar|36', batch_size=4, workers=workers
-    )
-    whole = list(loader(config).epoch(1, 0))
-    assert len(whole) == loader(config).batches
-    assert same(whole[2:], list(loader(config).epoch(1, 2)))
-    assert not same(whole, list(loader(config).epoch(2, 0)))
-
-
-def test_webdataset_shards_train_and_score(shards: Path, recipe: Path, tmp_path: Path, attnzoo, refused):
-    run = tmp_path / 'run'
-    arguments = (
-        *('train', recipe, f'output={run}', 'data.format=wds/', f'data.root={shards}', 'data.batch_size=4'),
-        *('data.train_split=digits-{0..2}.tar|36', 'data.val_split=digits-3.tar|12', 'train.epochs=3'),
-    )
-    assert 'set model.num_classes' in refused(*arguments)
-    result = attnzoo(*arguments, 'model.num_classes=3')
-    assert result.code == 0, result
-    summary = json.loads((run / 'summary.json').read_text())
-    assert summary['images'] == 12 and summary['top1'] > 60
-    scored = attnzoo('eval', run)
-    assert scored.code == 0 and f'{summary["top1"]:.2f} %' in scored.out, scored
-
-
 def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
     """Files as MNIST has them: images of one channel, four of them."""
     raw = tmp_path / 'MNIST' / 'raw'
@@ -235,20 +183,3 @@ def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
     assert len(samples.classes) == 10
     images, labels, bad = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 10, 0, 1)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
-
-
-def test_a_package_of_timm_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, 'datasets', None)  # importing it now fails
-    monkeypatch.delitem(sys.modules, 'attnzoo.train.hub', raising=False)
-    with pytest.raises(UserError, match="needs the package 'datasets': pip install datasets"):
-        data.open_dataset(DataConfig(format='hfds/nobody/nothing'), 'train')
-
-
-def test_a_dataset_of_hugging_face_trains_and_names_its_classes(images: Path, recipe: Path, tmp_path: Path, attnzoo):
-    """A folder, which the library opens as it opens a name of the hub."""
-    run = tmp_path / 'run'
-    result = attnzoo('train', recipe, f'output={run}', f'data.format=hfds/{images}', f'data.root={tmp_path / "cache"}')
-    assert result.code == 0, result
-    assert json.loads((run / 'summary.json').read_text())['images'] == 24
-    scored = attnzoo('predict', run, images / 'val' / 'red' / '00.png')
-    assert {'red', 'green', 'blue'} <= set(scored.out.split()), scored
