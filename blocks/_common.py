@@ -1,7 +1,8 @@
-"""What several blocks need: checks of their arguments, and padding."""
+"""What several blocks need: checks of their arguments and input, dropout, and padding."""
 
+import torch
 from timm.layers import register_notrace_function, to_2tuple
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -17,6 +18,30 @@ def window_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
         raise ValueError(f'{name}: expected a positive number of tokens or (height, width), got {size!r}')
     return pair
+
+
+def make_dropout(name: str, rate: float) -> nn.Dropout:
+    """A dropout whose rate is the argument of that name."""
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f'{name}: expected a rate from 0 to 1, got {rate}')
+    return nn.Dropout(float(rate))
+
+
+@register_notrace_function  # reason: it looks at the shape
+def check_map(x: Tensor, channels: int, channels_first: bool = False) -> None:
+    """Raises a ValueError unless x is a map [B, H, W, C], or [B, C, H, W], of that many channels."""
+    if not torch.jit.is_scripting():
+        axis, other, order = (1, 3, '0, 3, 1, 2') if channels_first else (3, 1, '0, 2, 3, 1')
+        if x.ndim == 4 and x.shape[axis] == channels:
+            return
+        hint = ''
+        if x.ndim == 4 and x.shape[other] == channels:
+            hint = f': take x.permute({order})'
+        elif x.ndim == 3 and x.shape[2] == channels:
+            hint = ': tokens become a map by x.unflatten(1, (height, width))'
+        layout = ['batch', 'height', 'width']
+        layout.insert(axis, f'{channels} channels')
+        raise ValueError(f'x: expected a map [{", ".join(layout)}], got shape {tuple(x.shape)}{hint}')
 
 
 @register_notrace_function  # reason: it looks at sizes, so that a map that needs no padding is not copied

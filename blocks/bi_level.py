@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from attnzoo.kernels import route_regions, routed_attention
 
-from ._common import check_heads, pad_to
+from ._common import check_heads, check_map, make_dropout, pad_to
 
 
 class BiLevelRoutingAttention(nn.Module):
@@ -43,8 +43,13 @@ class BiLevelRoutingAttention(nn.Module):
         padding: 'input' or 'projection', see above.
         mask_padding: Keep padding out of means, attention and the convolution. The result then does not depend on it,
             and differs from the official numbers on maps that the regions do not divide.
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout of the output.
 
     Shape: [B, H, W, C] -> [B, H, W, C], any H and W.
+
+    Raises:
+        ValueError: An argument is out of range or does not fit the others, or the input is no such map.
     """
 
     soft_routing: torch.jit.Final[bool]
@@ -64,6 +69,8 @@ class BiLevelRoutingAttention(nn.Module):
         kv_pool: int | None = None,
         padding: str = 'input',
         mask_padding: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
         device=None,
         dtype=None,
     ):
@@ -93,9 +100,12 @@ class BiLevelRoutingAttention(nn.Module):
         self.lepe = (
             nn.Conv2d(dim, dim, side_kernel, padding=side_kernel // 2, groups=dim, **dd) if side_kernel else None
         )
+        self.attn_drop = make_dropout('attn_drop', attn_drop)
         self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = make_dropout('proj_drop', proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_map(x, self.dim)
         _, H, W, _ = x.shape
         grid, padded, top_k = region_grid(H, W, self.regions, self.top_k, self.by_size)
         if not self.by_size:
@@ -125,10 +135,11 @@ class BiLevelRoutingAttention(nn.Module):
             scale=self.scale,
             weights=weights if self.soft_routing else None,
             valid=(H, W) if self.mask_padding else None,
+            dropout=self.attn_drop.p if self.attn_drop.training else 0.0,
         )[:, :H, :W]
         if self.lepe is not None:
             out = out + self.lepe(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, :H, :W]
-        return self.proj(out)
+        return self.proj_drop(self.proj(out))
 
 
 @register_notrace_function  # reason: the sizes are Proxies under fx, and max, min and % decide on them

@@ -7,6 +7,8 @@ Papers:
 import torch
 from torch import Tensor, nn
 
+from ._common import check_map
+
 
 class CrossScaleEmbedding(nn.Module):
     """Cross-scale embedding layer (CEL): one stride, several kernels, whose outputs are concatenated.
@@ -19,14 +21,16 @@ class CrossScaleEmbedding(nn.Module):
         kernels: Sizes of the kernels, ascending; each exceeds the stride by zero or an even number.
         stride: Distance of the patches.
         norm_first: Layer norm on the input (between stages) instead of on the output (of the first embedding).
+        channels_first: Take and return maps [B, C, H, W].
 
     Shape: [B, H, W, C] -> [B, H // stride, W // stride, dim_out], H and W no less than the stride.
 
     Raises:
-        ValueError: `kernels` do not fit the stride, or `dim_out` cannot be shared among them.
+        ValueError: `kernels` do not fit the stride, `dim_out` cannot be shared among them, or the input is no such map.
     """
 
     norm_first: torch.jit.Final[bool]
+    channels_first: torch.jit.Final[bool]
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class CrossScaleEmbedding(nn.Module):
         kernels: tuple[int, ...] = (4, 8, 16, 32),
         stride: int = 4,
         norm_first: bool = False,
+        channels_first: bool = False,
         device=None,
         dtype=None,
     ):
@@ -45,7 +50,9 @@ class CrossScaleEmbedding(nn.Module):
         shares = [2 ** min(i + 1, len(kernels) - 1) for i in range(len(kernels))]
         if dim_out % shares[-1]:
             raise ValueError(f'dim_out: expected a multiple of {shares[-1]} for {len(kernels)} kernels, got {dim_out}')
+        self.dim = dim
         self.norm_first = norm_first
+        self.channels_first = channels_first
         self.projs = nn.ModuleList(
             nn.Conv2d(dim, dim_out // share, kernel, stride, padding=(kernel - stride) // 2, **dd)
             for kernel, share in zip(kernels, shares, strict=True)
@@ -53,8 +60,13 @@ class CrossScaleEmbedding(nn.Module):
         self.norm = nn.LayerNorm(dim if norm_first else dim_out, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_map(x, self.dim, self.channels_first)
+        if self.channels_first:
+            x = x.permute(0, 2, 3, 1)
         if self.norm_first:
             x = self.norm(x)
         x = x.permute(0, 3, 1, 2)
         x = torch.cat([proj(x) for proj in self.projs], 1).permute(0, 2, 3, 1)
-        return x if self.norm_first else self.norm(x)
+        if not self.norm_first:
+            x = self.norm(x)
+        return x.permute(0, 3, 1, 2) if self.channels_first else x

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
 
-from ._common import check_heads, window_size
+from ._common import check_heads, check_map, make_dropout, window_size
 from .window import crop_index, fit_window, relative_position_index
 
 
@@ -24,11 +24,13 @@ class GridAttention(nn.Module):
         dim: Channels of input and output, C.
         num_heads: Heads; they divide `dim`.
         window: Tokens of a grid, a number or (Wh, Ww).
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout of the output.
 
     Shape: [B, H, W, C] -> [B, H, W, C], any H and W.
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`, or `window` is out of range.
+        ValueError: `num_heads` does not divide `dim`, `window` or a rate is out of range, or the input is no such map.
     """
 
     partition = 'grid'
@@ -39,19 +41,25 @@ class GridAttention(nn.Module):
         dim: int,
         num_heads: int = 8,
         window: int | tuple[int, int] = 7,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
         device=None,
         dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         check_heads(dim, num_heads)
+        self.dim = dim
         self.num_heads = num_heads
         self.window = window_size('window', window)
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.rel_pos = RelativePositionBias(self.window, num_heads, **dd)
+        self.attn_drop = make_dropout('attn_drop', attn_drop)
         self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = make_dropout('proj_drop', proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_map(x, self.dim)
         _, H, W, _ = x.shape
         window = fit_window(H, W, self.window)
         table, index = self.rel_pos(window)
@@ -60,10 +68,11 @@ class GridAttention(nn.Module):
             partition=self.partition,
             bias=table,
             bias_index=index,
+            dropout=self.attn_drop.p if self.attn_drop.training else 0.0,
             num_heads=self.num_heads,
             window=window,
         )
-        return self.proj(out)
+        return self.proj_drop(self.proj(out))
 
 
 class BlockAttention(GridAttention):

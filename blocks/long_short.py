@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
 
-from ._common import check_heads
+from ._common import check_heads, check_map, make_dropout
 from .dynamic_position_bias import DynamicPositionBias
 from .window import relative_position_index
 
@@ -27,11 +27,14 @@ class LongShortAttention(nn.Module):
         num_heads: Heads; they divide `dim`.
         group: Tokens of a group along each axis, G.
         interval: Distance of a group's tokens: 1 for short distance attention, more for long distance attention.
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout of the output.
 
     Shape: [B, H, W, C] -> [B, H, W, C], any H and W.
 
     Raises:
-        ValueError: `dim` is less than 16, `num_heads` does not divide it, or `group` or `interval` is less than 1.
+        ValueError: `dim` is less than 16, `num_heads` does not divide it, `group` or `interval` is less than 1, a rate
+            is out of range, or the input is no such map.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class LongShortAttention(nn.Module):
         num_heads: int = 8,
         group: int = 7,
         interval: int = 1,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
         device=None,
         dtype=None,
     ):
@@ -48,14 +53,18 @@ class LongShortAttention(nn.Module):
         check_heads(dim, num_heads)
         if group < 1 or interval < 1:
             raise ValueError(f'group and interval: expected at least 1, got {group} and {interval}')
+        self.dim = dim
         self.num_heads = num_heads
         self.group = group
         self.interval = interval
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.pos = DynamicPositionBias(dim, num_heads, **dd)
+        self.attn_drop = make_dropout('attn_drop', attn_drop)
         self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = make_dropout('proj_drop', proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_map(x, self.dim)
         _, H, W, _ = x.shape
         window, dilation = fit_group(H, W, self.group, self.interval)
         out = window_attention(
@@ -63,10 +72,11 @@ class LongShortAttention(nn.Module):
             dilation=dilation,
             bias=self.pos(window),
             bias_index=relative_position_index(window, x.device),
+            dropout=self.attn_drop.p if self.attn_drop.training else 0.0,
             num_heads=self.num_heads,
             window=window,
         )
-        return self.proj(out)
+        return self.proj_drop(self.proj(out))
 
 
 @register_notrace_function  # reason: int arguments are Proxies under fx

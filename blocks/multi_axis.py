@@ -12,6 +12,7 @@ from collections import OrderedDict
 from timm.layers import BatchNormAct2d, DropPath, Mlp, SEModule, create_conv2d, create_pool2d, get_act_layer
 from torch import Tensor, nn
 
+from ._common import check_map
 from .grid import BlockAttention, GridAttention
 
 ACTIVATION = 'gelu_tanh'
@@ -29,12 +30,14 @@ class MultiAxisAttention(nn.Module):
         window: Tokens of a block and of a grid, a number or (Wh, Ww).
         head_dim: Channels of a head; they divide `dim_out`.
         drop_path: Stochastic depth rate of each residual branch.
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout of what the attentions put out, and in the MLPs behind their layers, as in timm.
 
     Shape: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), dim_out], any H and W.
 
     Raises:
         ValueError: `stride` is neither 1 nor 2, `dim_out` differs from `dim` without a stride, `head_dim` does not
-            divide `dim_out`, or `window` is out of range.
+            divide `dim_out`, `window` or a rate is out of range, or the input is no such map.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class MultiAxisAttention(nn.Module):
         window: int | tuple[int, int] = 7,
         head_dim: int = 32,
         drop_path: float = 0.0,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
         device=None,
         dtype=None,
     ):
@@ -54,11 +59,15 @@ class MultiAxisAttention(nn.Module):
         if head_dim < 1 or dim_out % head_dim:
             raise ValueError(f'head_dim: expected a divisor of {dim_out} channels, got {head_dim}')
         num_heads = dim_out // head_dim
+        self.dim = dim
         self.conv = MBConv(dim, dim_out, stride, drop_path, **dd)
-        self.attn_block = AttentionLayer(dim_out, BlockAttention(dim_out, num_heads, window, **dd), drop_path, **dd)
-        self.attn_grid = AttentionLayer(dim_out, GridAttention(dim_out, num_heads, window, **dd), drop_path, **dd)
+        block = BlockAttention(dim_out, num_heads, window, attn_drop, proj_drop, **dd)
+        grid = GridAttention(dim_out, num_heads, window, attn_drop, proj_drop, **dd)
+        self.attn_block = AttentionLayer(dim_out, block, drop_path, proj_drop, **dd)
+        self.attn_grid = AttentionLayer(dim_out, grid, drop_path, proj_drop, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_map(x, self.dim)
         x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.attn_grid(self.attn_block(x))
 
@@ -84,6 +93,7 @@ class MBConv(nn.Module):
             raise ValueError(f'stride: expected 1 or 2, got {stride}')
         if stride == 1 and dim_out != dim:
             raise ValueError(f'dim_out: expected the {dim} channels of the input where the stride is 1, got {dim_out}')
+        self.dim = dim
         hidden = 4 * dim_out
         self.shortcut = nn.Identity() if stride == 1 else _pooled_shortcut(dim, dim_out, **dd)
         self.pre_norm = BatchNormAct2d(dim, eps=1e-3, apply_act=False, **dd)
@@ -96,6 +106,7 @@ class MBConv(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        check_map(x, self.dim, channels_first=True)
         shortcut = self.shortcut(x)
         x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
         x = self.norm2(self.conv2_kxk(x))
@@ -117,17 +128,18 @@ class AttentionLayer(nn.Module):
         dim: Channels of input and output, C.
         attn: The attention, [B, H, W, C] -> [B, H, W, C].
         drop_path: Stochastic depth rate of each branch.
+        drop: Dropout behind both layers of the MLP.
 
     Shape: [B, H, W, C] -> [B, H, W, C].
     """
 
-    def __init__(self, dim: int, attn: nn.Module, drop_path: float = 0.0, device=None, dtype=None):
+    def __init__(self, dim: int, attn: nn.Module, drop_path: float = 0.0, drop: float = 0.0, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, 4 * dim, act_layer=get_act_layer(ACTIVATION), **dd)
+        self.mlp = Mlp(dim, 4 * dim, act_layer=get_act_layer(ACTIVATION), drop=drop, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
 
-from ._common import check_heads, pad_to, window_size
+from ._common import check_heads, check_map, make_dropout, pad_to, window_size
 
 
 class WindowAttention(nn.Module):
@@ -25,20 +25,26 @@ class WindowAttention(nn.Module):
         dim: Channels of input and output, C.
         num_heads: Heads; they divide `dim`.
         window: Tokens of a window, a number or (Wh, Ww).
-        shift: Cyclic shift of the map before it is cut, a number or (up, left), each less than the window. As in Swin,
-            a map whose height or width is within the window is not shifted.
+        shift: Cyclic shift of the map before it is cut, a number or (up, left), each less than the window. An axis of
+            the map that is within the window is not shifted (timm and torchvision do the same).
         qkv_bias: Whether the projection to q, k and v has a bias.
         position_bias: Learn a bias for each offset between two tokens of a window, and head.
         mask_padding: Keep padding out of attention. The result then does not depend on it, and differs from the
             official numbers on maps that the windows do not divide.
+        pad_after_shift: Where a shifted map does not divide: False pads it before the shift, as Swin's detection code
+            and torchvision do; True after it, as timm does. Weights trained with one of them fit the other less well.
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout of the output.
 
     Shape: [B, H, W, C] -> [B, H, W, C], any H and W.
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`, or `window` or `shift` is out of range.
+        ValueError: `num_heads` does not divide `dim`, `window`, `shift` or a rate is out of range, or the input is no
+            such map.
     """
 
     mask_padding: torch.jit.Final[bool]
+    pad_after_shift: torch.jit.Final[bool]
     relative_position_index: Tensor | None
 
     def __init__(
@@ -50,6 +56,9 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         position_bias: bool = True,
         mask_padding: bool = False,
+        pad_after_shift: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
         device=None,
         dtype=None,
     ):
@@ -63,9 +72,12 @@ class WindowAttention(nn.Module):
         if not all(0 <= s < w for s, w in zip(self.shift, self.window, strict=True)):
             raise ValueError(f'shift: expected 0 to less than the window, {self.window}, got {shift}')
         self.mask_padding = mask_padding
+        self.pad_after_shift = pad_after_shift
 
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.attn_drop = make_dropout('attn_drop', attn_drop)
         self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = make_dropout('proj_drop', proj_drop)
         offsets = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
         tokens = self.window[0] * self.window[1]
         self.relative_position_bias_table = (
@@ -87,6 +99,7 @@ class WindowAttention(nn.Module):
             self.relative_position_index.copy_(relative_position_index(self.window))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_map(x, self.dim)
         _, H, W, _ = x.shape
         window, index = self.window, self.relative_position_index
         padding: Tensor | None = None
@@ -102,13 +115,15 @@ class WindowAttention(nn.Module):
         out = window_attention(
             self.qkv(x),
             shift=fit_shift(H, W, self.window, self.shift),
+            pad_after_shift=self.pad_after_shift,
             bias=self.relative_position_bias_table,
             bias_index=index,
             padding=padding,
+            dropout=self.attn_drop.p if self.attn_drop.training else 0.0,
             num_heads=self.num_heads,
             window=window,
         )
-        return self.proj(out[:, :H, :W])
+        return self.proj_drop(self.proj(out[:, :H, :W]))
 
 
 @register_notrace_function  # reason: int arguments are Proxies under fx
@@ -143,10 +158,8 @@ def crop_index(index: Tensor, window: tuple[int, int], part: tuple[int, int]) ->
 
 @register_notrace_function  # reason: int arguments are Proxies under fx
 def fit_shift(height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> tuple[int, int]:
-    """The shift, or none where a window spans the map."""
-    if height <= window[0] or width <= window[1]:
-        return 0, 0
-    return shift
+    """The shift, or none along an axis that the window spans."""
+    return 0 if height <= window[0] else shift[0], 0 if width <= window[1] else shift[1]
 
 
 @register_notrace_function  # reason: it looks at sizes

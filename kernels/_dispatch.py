@@ -53,8 +53,11 @@ def use_triton(op: str, backend: str, tensor: Tensor, obstacle: str | None = Non
     wish = _DEFAULT if backend == 'auto' else backend
     if wish == 'torch':
         triton, reason = False, 'it was asked for'
-    elif wish == 'auto' and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
-        triton, reason = False, 'a mode looks on (a FLOP counter, fake tensors), which should see PyTorch'
+    elif wish == 'auto' and not torch.compiler.is_compiling() and _is_watched(tensor):
+        triton, reason = (
+            False,
+            'a mode or a tensor subclass looks on (a FLOP counter, fake tensors), which should see PyTorch',
+        )
     else:
         reason = _obstacle(tensor, asked=wish == 'triton') or obstacle or ''
         triton = not reason
@@ -80,29 +83,59 @@ def _obstacle(tensor: Tensor, asked: bool) -> str | None:
         return 'the GPU is older than compute capability 8.0'
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return 'the graph is being exported'
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        return 'torch.func transforms see through PyTorch only'
+    if not torch.compiler.is_compiling() and is_transformed():
+        return 'torch.func and forward-mode AD see through PyTorch only'
     return None
 
 
-def is_plain_eager() -> bool:
-    """Whether nothing but autograd looks on: no graph is made, no mode or functional transform is active.
+def check_dropout(dropout: float) -> None:
+    """Raises a ValueError unless it is a rate."""
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f'dropout: expected a rate from 0 to 1, got {dropout}')
+
+
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in autocast's dtype where it is on, as PyTorch's own attention takes them. All are on one device."""
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
+def is_plain_eager(*tensors: Tensor | None) -> bool:
+    """Whether nothing but autograd looks on: no graph is made, no mode, transform or tensor subclass is at work.
 
     The one test before a reference takes a shortcut (an autograd.Function, memory used again, work by parts), which
     tracers, exporters, FLOP counters and `torch.func` would get wrong or refuse. Elsewhere it is plain PyTorch.
+
+    Backward passes ask again: `vmap` may come with the gradient (`is_grads_batched`).
     """
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_watched(*tensors) or is_transformed())
+
+
+def is_transformed() -> bool:
+    """Whether a `torch.func` transform or forward-mode AD is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def _is_watched(*tensors: Tensor | None) -> bool:
+    """Whether a dispatch mode is active, or one of the tensors sees the operations on it."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or any(x is not None and _sees_operations(x) for x in tensors)
     )
 
 
-def through_op() -> bool:
-    """Whether a kernel is called as a registered op: in a graph, or where a mode looks on.
+def _sees_operations(x: Tensor) -> bool:
+    # Gradients that come in batches (`is_grads_batched`, vectorized Jacobians) are under a vmap of their own.
+    return type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ or torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def through_op(*tensors: Tensor | None) -> bool:
+    """Whether a kernel is called as a registered op: in a graph, or where a mode or a tensor subclass looks on.
 
     Plain eager calls launch it directly, because the way through the op takes longer than a small kernel does.
     """
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_compiling() or _is_watched(*tensors)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._dispatch import as_autocast, check_dropout
+
 from . import reference
 
 
@@ -56,6 +58,7 @@ def routed_attention(
     scale: float | None = None,
     weights: Tensor | None = None,
     valid: tuple[int, int] | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Multi-head attention of every query region to the few key regions that its route names.
 
@@ -72,6 +75,8 @@ def routed_attention(
         scale: Factor of the scores, (C / num_heads) ** -0.5 when None.
         weights: Factor on the keys and values of each chosen region, [B, R, K] (soft routing); it gets no gradient.
         valid: Height and width of the key map without its padding, which is then never attended to.
+        dropout: Rate at which attention weights are dropped. With it, training keeps the gathered keys and values of
+            all routes.
 
     Returns:
         [B, H, W, Cv].
@@ -88,9 +93,11 @@ def routed_attention(
             raise ValueError(
                 f'num_heads: expected a divisor of the {q.shape[3]} and {v.shape[3]} channels, got {num_heads}'
             )
+        check_dropout(dropout)
+        q, k, v = as_autocast(q, k, v)
     if scale is None:
         scale = (q.shape[3] // num_heads) ** -0.5
-    return reference.routed_attention(q, k, v, routes, regions, num_heads, scale, weights, valid)
+    return reference.routed_attention(q, k, v, routes, regions, num_heads, scale, weights, valid, dropout)
 
 
 def _check_maps(

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attnzoo.kernels._autograd import gradients_by_autograd, wants_autograd
 from attnzoo.kernels._dispatch import is_plain_eager
+from attnzoo.kernels._sdpa import full_attention
 
 # Gathered keys and values that one step may hold: enough for full-speed products, little beside a feature map.
 _STEP_BYTES = 2 << 20
@@ -68,6 +70,7 @@ def routed_attention(
     scale: float,
     weights: Tensor | None = None,
     valid: tuple[int, int] | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of every query region to the key regions of its route. The public function tells the arguments."""
     if torch.jit.is_scripting():
@@ -75,22 +78,23 @@ def routed_attention(
     else:
         dense = weights is None and _prefers_dense(q, routes, regions)
     if dense:
-        return _dense(q, k, v, routes, regions, num_heads, scale, valid)
+        return _dense(q, k, v, routes, regions, num_heads, scale, valid, dropout)
     q_rows, k_rows, v_rows = _rows(q, regions, num_heads), _rows(k, regions, num_heads), _rows(v, regions, num_heads)
     index = routes + torch.arange(routes.shape[0], device=routes.device)[:, None, None] * routes.shape[1]
     index = index.flatten(0, 1)
-    factors = None if weights is None else weights.flatten(0, 1)
+    factors = None if weights is None else weights.detach().flatten(0, 1)
     bias: Tensor | None = None
     if valid is not None:
         padding = _padding_bias(k, valid).view(1, k.shape[1], k.shape[2], 1)
         bias = _rows(padding, regions, 1).flatten(1)[routes.flatten(0, 1)].flatten(1)[:, None, None, :]
     if torch.jit.is_scripting():
-        out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias)
+        out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias, dropout)
     else:
-        if is_plain_eager() and not q.is_meta:
+        # Weights that were dropped could not be computed again, which the steps do in the backward.
+        if dropout == 0.0 and is_plain_eager(q, k, v) and not q.is_meta:
             out = _StepwiseAttention.apply(q_rows, k_rows, v_rows, index, scale, factors, bias)
         else:
-            out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias)
+            out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias, dropout)
     B, H, W, C = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
     ry, rx = regions
     return out.reshape(B, ry, rx, H // ry, W // rx, C).transpose(2, 3).reshape(B, H, W, C)
@@ -153,10 +157,11 @@ def _dense(
     num_heads: int,
     scale: float,
     valid: tuple[int, int] | None,
+    dropout: float,
 ) -> Tensor:
     """Attention of all tokens to all tokens, where a mask leaves only the regions of the route."""
     B, R, _ = routes.shape
-    mask = torch.full((B, R, R), float('-inf'), dtype=q.dtype, device=q.device).scatter_(2, routes, 0.0)
+    mask = torch.full((B, R, R), float('-inf'), dtype=q.dtype, device=q.device).scatter(2, routes, 0.0)
     of_query = _region_of_token(q, regions)
     of_key = _region_of_token(k, regions)
     mask = mask.index_select(2, of_key)
@@ -164,7 +169,7 @@ def _dense(
         mask = mask + _padding_bias(k, valid).flatten()
     mask = mask.index_select(1, of_query)[:, None]
     q_heads, k_heads, v_heads = _heads(q, num_heads), _heads(k, num_heads), _heads(v, num_heads)
-    out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, attn_mask=mask, scale=scale)
+    out = full_attention(q_heads, k_heads, v_heads, mask, scale, dropout)
     return out.transpose(1, 2).reshape(B, q.shape[1], q.shape[2], v.shape[3])
 
 
@@ -188,9 +193,10 @@ def _attend(
     scale: float,
     factors: Tensor | None,
     bias: Tensor | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of T query rows [T, n, N, D] to the key rows [S, m, N, D] that `index` [T, K] names for each."""
-    return _attend_gathered(q, _gather(k, index), _gather(v, index), scale, factors, bias)
+    return _attend_gathered(q, _gather(k, index), _gather(v, index), scale, factors, bias, dropout)
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
@@ -206,11 +212,12 @@ def _attend_gathered(
     scale: float,
     factors: Tensor | None,
     bias: Tensor | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     if factors is not None:
         k, v = k * factors[:, :, None, None, None], v * factors[:, :, None, None, None]
     k, v = k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=bias, scale=scale).transpose(1, 2)
+    return full_attention(q.transpose(1, 2), k, v, bias, scale, dropout).transpose(1, 2)
 
 
 class _StepwiseAttention(torch.autograd.Function):
@@ -231,10 +238,9 @@ class _StepwiseAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, index, factors, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody asks for second derivatives: ordinary autograd has them
-            out = _attend(q, k, v, index, ctx.scale, factors, bias)
-            grads = torch.autograd.grad(out, (q, k, v), grad, create_graph=True)
-            return *grads, None, None, None, None
+        if wants_autograd(grad):
+            arguments = (q, k, v, index, ctx.scale, factors, bias)
+            return gradients_by_autograd(_attend, arguments, ctx.needs_input_grad, grad)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for part in _steps(k, v, index):
             q_step = q[part].detach().requires_grad_()

@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .windows import Partition, arrange_all, arrange_back, attend, make_partition, share_queries
+from attnzoo.kernels._dispatch import is_plain_eager
+
+from .windows import (
+    Partition,
+    arrange_all,
+    arrange_back,
+    attend,
+    make_partition,
+    share_queries,
+    to_map,
+    to_windows,
+)
 
 PART_BYTES = 4 << 20  # of q, k and v
 
@@ -28,6 +39,7 @@ def by_parts(
     scale: float | None,
     cosine_scale: Tensor | None,
     padding: Tensor | None,
+    dropout: float,
 ) -> Tensor:
     """The map [B, H, W, C] of the reference, for the same arguments."""
     given = (q, k, v, bias, cosine_scale, padding)
@@ -50,7 +62,7 @@ def by_parts(
         windows = [window for x in maps for window in _ToWindows.apply(x, cut)]
         if shared is not None:
             windows.insert(0, share_queries(shared, cut.groups))
-        done = attend(windows[0], windows[1], windows[2], num_heads, bias, mask, scale, cosine_scale)
+        done = attend(windows[0], windows[1], windows[2], num_heads, bias, mask, scale, cosine_scale, dropout)
         out = _ToMap.apply(cut, num_heads, done)
     else:
         out = scratch = None
@@ -69,9 +81,7 @@ def by_parts(
                 windows = [window for x in maps for window in _take(x[part], cut, tiles, scratch)]
                 if shared is not None:
                     windows.insert(0, share_queries(shared[part], groups * (tiles.stop - row)))
-                done = attend(
-                    windows[0], windows[1], windows[2], num_heads, bias, own_mask, scale, cosine_scale, in_place=True
-                )
+                done = attend(*windows, num_heads, bias, own_mask, scale, cosine_scale, dropout, in_place=True)
                 del windows
                 if out is None:  # not before: the first part is often all there is, and uses the most memory by now
                     out = done.new_empty(batch, *cut.size, 1, num_heads, head_dim)
@@ -91,7 +101,11 @@ class _ToWindows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _ToMap.apply(ctx.cut, ctx.heads, *grads), None
+        if is_plain_eager(*grads):
+            return _ToMap.apply(ctx.cut, ctx.heads, *grads), None
+        batch, head_dim = grads[0].shape[0] // (ctx.cut.groups * ctx.heads), grads[0].shape[2]
+        maps = [to_map(grad, ctx.cut, batch, ctx.heads).roll(ctx.cut.shift, (1, 2)) for grad in grads]
+        return torch.stack([x.view(batch, *ctx.cut.size, ctx.heads, head_dim) for x in maps], 3), None
 
 
 class _ToMap(torch.autograd.Function):
@@ -104,7 +118,9 @@ class _ToMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *_ToWindows.apply(grad, ctx.cut)
+        if is_plain_eager(grad):
+            return None, None, *_ToWindows.apply(grad, ctx.cut)
+        return None, None, *(to_windows(x, ctx.cut) for x in _shifted(grad, ctx.cut).unbind(3))
 
 
 def _take(x: Tensor, cut: Partition, tiles: slice, scratch: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -159,11 +175,18 @@ def _places(cut: Partition, tiles: slice) -> slice:
 def _indices(x: Tensor, cut: Partition, places: slice) -> Tensor:
     """Which positions of all images of x these tokens are."""
     one, image = _order(cut)[places], x.shape[1] * x.shape[2]
-    return one if x.shape[0] == 1 else (torch.arange(0, x.shape[0] * image, image)[:, None] + one).flatten()
+    return (
+        one if x.shape[0] == 1 else (torch.arange(0, x.shape[0] * image, image, device='cpu')[:, None] + one).flatten()
+    )
+
+
+def _shifted(x: Tensor, cut: Partition) -> Tensor:
+    return x.roll((-cut.shift[0], -cut.shift[1]), (1, 2))
 
 
 @functools.lru_cache(maxsize=8)
 def _order(cut: Partition) -> Tensor:
     """The position in a map of each token, window after window of the shifted map."""
-    positions = torch.arange(cut.size[0] * cut.size[1]).view(cut.size).roll((-cut.shift[0], -cut.shift[1]), (0, 1))
-    return _by_tiles(positions[None], cut).permute(0, 1, 3, 4, 6, 2, 5).flatten()
+    # The device is named, because the result outlives a default that is set for a while.
+    positions = torch.arange(cut.size[0] * cut.size[1], device='cpu').view(1, *cut.size)
+    return _by_tiles(_shifted(positions, cut), cut).permute(0, 1, 3, 4, 6, 2, 5).flatten()

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from attnzoo.kernels._dispatch import through_op, use_triton
+from attnzoo.kernels._autograd import gradients_by_autograd, wants_autograd
+from attnzoo.kernels._dispatch import as_autocast, check_dropout, through_op, use_triton
 
 from .reference import window_attention_reference
 from .windows import make_partition
@@ -26,6 +26,7 @@ def window_attention(
     scale: float | None = None,
     cosine_scale: Tensor | None = None,
     padding: Tensor | None = None,
+    dropout: float = 0.0,
     backend: str = 'auto',
     *,  # here, because TorchScript takes no defaults behind it; pass all but q, k and v by name
     num_heads: int,
@@ -64,6 +65,7 @@ def window_attention(
         padding: Where the map does not divide it is padded at the bottom and at the right. None: padded tokens are
             excluded (CrossFormer). A value, [3C] in the channel order of a packed q, else [2C] for k, then v: padded
             tokens have it and are attended to. Swin and DaViT give them the bias of their projection.
+        dropout: Rate at which attention weights are dropped; 0 in inference. The kernel has none: PyTorch does it.
         backend: 'auto', 'triton' or 'torch'; `attnzoo.kernels.why` tells what 'auto' took.
         num_heads: Number of heads.
         window: Tokens (Wh, Ww) of a window.
@@ -79,20 +81,24 @@ def window_attention(
     if not torch.jit.is_scripting():
         _check(
             q, k, v, num_heads, window, partition, dilation, shift, qkv_layout,
-            bias, bias_index, scale, cosine_scale, padding,
+            bias, bias_index, scale, cosine_scale, padding, dropout,
         )  # fmt: skip
+        if k is None or v is None:
+            (q,) = as_autocast(q)
+        else:
+            q, k, v = as_autocast(q, k, v)
     if partition == 'grid':
         size = q.shape if k is None else k.shape
         dilation = ((size[1] + window[0] - 1) // window[0], (size[2] + window[1] - 1) // window[1])
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out a branch by this test alone)
-        if use_triton('window_attention', backend, q, _obstacle(q, k, num_heads, window)):
+        if use_triton('window_attention', backend, q, _obstacle(q, k, num_heads, window, dropout)):
             return _run_kernel(
                 q, k, v, bias, bias_index, cosine_scale, padding,
                 num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale,
             )  # fmt: skip
     return window_attention_reference(
         q, k, v, bias, bias_index, cosine_scale, padding,
-        num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale,
+        num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale, dropout,
     )  # fmt: skip
 
 
@@ -112,9 +118,11 @@ class _WindowAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, out, lse = ctx.saved_tensors
+        if not through_op(d_out) and wants_autograd(d_out):
+            arguments = (*tensors, *ctx.settings)
+            return gradients_by_autograd(window_attention_reference, arguments, ctx.needs_input_grad, d_out)
         needs = [ctx.needs_input_grad[i] for i in (3, 5, 6)]
         grads = _backward(d_out, out, lse, *tensors, *ctx.settings, needs=needs)
         has_keys = tensors[1] is not None
@@ -124,7 +132,7 @@ class _WindowAttention(torch.autograd.Function):
 
 
 def _forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
-    if through_op():
+    if through_op(arguments[0]):
         return torch.ops.attnzoo.window_attention(*arguments, keep_lse)
     from .kernel import forward  # here, because Triton may be missing
 
@@ -132,7 +140,7 @@ def _forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
 
 
 def _backward(d_out: Tensor, out: Tensor | None, lse: Tensor, *arguments: Any, needs: list[bool]) -> tuple[Tensor, ...]:
-    if through_op():
+    if through_op(d_out):
         return torch.ops.attnzoo.window_attention_backward(d_out, out, lse, *arguments, needs)
     from .kernel import backward
 
@@ -201,6 +209,7 @@ def _check(
     scale: float | None,
     cosine_scale: Tensor | None,
     padding: Tensor | None,
+    dropout: float,
 ) -> None:
     """Raises a ValueError that names the argument, what it wants and what it got."""
     if (k is None) != (v is None):
@@ -260,14 +269,17 @@ def _check(
     if padding is not None and padding.shape != ((3 if packed else 2) * channels,):
         what = f'[3C] = {(3 * channels,)} with a packed q' if packed else f'[2C] = {(2 * channels,)}, k then v'
         raise ValueError(f'padding: expected {what}, got shape {tuple(padding.shape)}')
+    check_dropout(dropout)
     others = {'k': k, 'v': v, 'bias': bias, 'bias_index': bias_index, 'cosine_scale': cosine_scale, 'padding': padding}
     for name, x in others.items():
         if x is not None and x.device != q.device:
             raise ValueError(f'{name}: expected the device of q, {q.device}, got {x.device}')
 
 
-def _obstacle(q: Tensor, k: Tensor | None, num_heads: int, window: tuple[int, int]) -> str | None:
+def _obstacle(q: Tensor, k: Tensor | None, num_heads: int, window: tuple[int, int], dropout: float) -> str | None:
     """Why the kernel does not take these arguments, if so."""
+    if dropout > 0.0:
+        return 'its kernel has no dropout'
     head_dim, tokens = q.shape[-1] // num_heads // (3 if k is None else 1), window[0] * window[1]
     if head_dim > 128:
         return f'its kernel takes heads of up to 128 channels, not {head_dim}'

@@ -42,6 +42,7 @@ def window_attention_reference(
     pad_after_shift: bool,
     qkv_layout: str,
     scale: float | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """The op on arguments that `window_attention` has checked, with the partition resolved to a dilation."""
     height, width = (q if k is None else k).shape[1:3]
@@ -50,14 +51,14 @@ def window_attention_reference(
         bias = dense_bias(bias, bias_index).to(q.dtype)
     if torch.jit.is_scripting():
         mask = attention_mask(cut, padding is None, q.dtype, q.device)
-        return _whole(q, k, v, num_heads, qkv_layout, cut, bias, mask, scale, cosine_scale, padding)
+        return _whole(q, k, v, num_heads, qkv_layout, cut, bias, mask, scale, cosine_scale, padding, dropout)
     else:
-        return _unscripted(q, k, v, num_heads, qkv_layout, cut, bias, scale, cosine_scale, padding)
+        return _unscripted(q, k, v, num_heads, qkv_layout, cut, bias, scale, cosine_scale, padding, dropout)
 
 
 def _unscripted(*arguments: Any) -> Tensor:
-    q, cut, padding = arguments[0], arguments[5], arguments[-1]
-    eager = is_plain_eager()
+    q, cut, padding = arguments[0], arguments[5], arguments[-2]
+    eager = is_plain_eager(*arguments[:3])
     make_mask: Callable[..., Tensor | None] = _cached_mask if eager else attention_mask
     mask = make_mask(cut, padding is None, q.dtype, q.device)
     by: Callable[..., Tensor] = by_parts if eager and q.device.type == 'cpu' and q.shape[0] > 0 else _whole
@@ -76,6 +77,7 @@ def _whole(
     scale: float | None,
     cosine_scale: Tensor | None,
     padding: Tensor | None,
+    dropout: float,
 ) -> Tensor:
     """In so many words: shift and pad, take the windows, attend, put them back."""
     q, k, v = arrange_all(q, k, v, cut, padding)
@@ -85,5 +87,5 @@ def _whole(
         q = to_windows(q, cut)
     else:
         q = share_queries(q, cut.groups)
-    out = attend(q, to_windows(k, cut), to_windows(v, cut), num_heads, bias, mask, scale, cosine_scale)
+    out = attend(q, to_windows(k, cut), to_windows(v, cut), num_heads, bias, mask, scale, cosine_scale, dropout)
     return arrange_back(to_map(out, cut, batch, num_heads), cut)

@@ -123,6 +123,7 @@ def attend(
     mask: Tensor | None,
     scale: float | None,
     cosine_scale: Tensor | None,
+    dropout: float,
     in_place: bool = False,
 ) -> Tensor:
     """Attention of windows [B * G * heads, N, d]; the mask is of G windows. In place: without gradients."""
@@ -130,7 +131,8 @@ def attend(
     # Products of contiguous batches: faster than SDPA on a CPU at 49 tokens, and they give the bias its gradient.
     if cosine_scale is not None:
         q, k = _normalize(q), _normalize(k)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(-1, heads, tokens, tokens)
+    groups = 1 if mask is None else mask.shape[0]
+    scores = torch.bmm(q, k.transpose(1, 2)).view(-1, groups, heads, tokens, tokens)
     factor = q.shape[2] ** -0.5 if scale is None else scale
     if cosine_scale is not None:
         scores = scores * cosine_scale.to(scores.dtype).view(heads, 1, 1)
@@ -142,8 +144,10 @@ def attend(
     elif cosine_scale is None:
         scores = scores * factor
     if mask is not None:
-        scores.view(scores.shape[0] // mask.shape[0], mask.shape[0], heads, tokens, tokens).add_(mask)
+        scores.add_(mask)  # not to a view of them, which the older ONNX exporter would lose
     weights = torch.softmax(scores, -1, out=scores) if in_place else scores.softmax(-1)
+    if dropout > 0.0:
+        weights = F.dropout(weights, dropout, inplace=in_place)
     return torch.bmm(weights.to(v.dtype).view(-1, tokens, tokens), v)
 
 
@@ -204,9 +208,10 @@ def arrange_back(x: Tensor, cut: Partition) -> Tensor:
 
 def to_windows(x: Tensor, cut: Partition) -> Tensor:
     """[B, H, W, heads, d] of whole tiles -> [B * G * heads, N, d], contiguous."""
-    x = x.unflatten(2, (cut.tiles[1], cut.window[1], cut.dilation[1]))
-    x = x.unflatten(1, (cut.tiles[0], cut.window[0], cut.dilation[0]))
-    return x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8).reshape(-1, cut.window[0] * cut.window[1], x.shape[-1])
+    (tiles_h, tiles_w), (window_h, window_w), (dilation_h, dilation_w) = cut.tiles, cut.window, cut.dilation
+    batch, heads, head_dim = x.shape[0], x.shape[3], x.shape[4]
+    x = x.view(batch, tiles_h, window_h, dilation_h, tiles_w, window_w, dilation_w, heads, head_dim)
+    return x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8).reshape(-1, window_h * window_w, head_dim)
 
 
 def to_map(x: Tensor, cut: Partition, batch: int, heads: int) -> Tensor:

@@ -2,9 +2,43 @@
 
 import pytest
 import torch
-from timm.layers import Mlp, get_notrace_functions, get_notrace_modules
+from onlookers import to_fx
+from timm.layers import Mlp
 from torch import nn
-from torchvision.models.feature_extraction import NodePathTracer
+
+from attnzoo.blocks import (
+    BiLevelRoutingAttention,
+    BlockAttention,
+    GlobalAttention,
+    GridAttention,
+    LongShortAttention,
+    MultiAxisAttention,
+    WindowAttention,
+)
+
+# Attention blocks of 16 channels, for maps of any size; each takes `attn_drop` and `proj_drop`.
+ATTENTION = {
+    'windows': lambda **drop: WindowAttention(16, 2, (3, 4), shift=(1, 2), **drop),
+    'windows, masked, padded after the shift': lambda **drop: WindowAttention(
+        16, 2, (3, 4), shift=1, mask_padding=True, pad_after_shift=True, **drop
+    ),
+    'blocks': lambda **drop: BlockAttention(16, 2, (3, 4), **drop),
+    'grid': lambda **drop: GridAttention(16, 2, (3, 4), **drop),
+    'long distance': lambda **drop: LongShortAttention(16, 2, group=3, interval=2, **drop),
+    'routes': lambda **drop: BiLevelRoutingAttention(16, 2, regions=3, top_k=1, **drop),
+    'routes, dense, masked': lambda **drop: BiLevelRoutingAttention(
+        16, 2, regions=3, top_k=4, padding='projection', mask_padding=True, **drop
+    ),
+    'routes, soft': lambda **drop: BiLevelRoutingAttention(16, 2, regions=3, soft_routing=True, **drop),
+    'global': lambda **drop: GlobalAttention(16, 2, **drop),
+    'multi-axis': lambda **drop: MultiAxisAttention(16, 32, 2, window=3, head_dim=8, **drop),
+}
+
+
+@pytest.fixture(params=ATTENTION)
+def make_attention(request):
+    """Makes one of the attention blocks, with dropout or without."""
+    return ATTENTION[request.param]
 
 
 class TransformerBlock(nn.Module):
@@ -24,11 +58,6 @@ class TransformerBlock(nn.Module):
 @pytest.fixture
 def transformer_block():
     return TransformerBlock
-
-
-def to_fx(module):
-    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
-    return torch.fx.GraphModule(module, tracer.trace(module))
 
 
 @pytest.fixture(params=['fx', 'script', 'compile', 'export'])

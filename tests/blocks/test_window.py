@@ -6,6 +6,7 @@ from check import check_block
 from timm.layers import Mlp
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from attnzoo.blocks import WindowAttention
 
@@ -64,14 +65,7 @@ def test_gradients_equal_those_of_timm(window, shift):
     ours = WindowAttention(24, num_heads=3, window=window, shift=shift, dtype=torch.float64)
     ours.load_state_dict(theirs.attn.state_dict())
 
-    x = torch.randn(2, 8, 12, 24, dtype=torch.float64)
-    weight = torch.randn_like(x)
-    expected, out = theirs._attn(x), ours(x)
-    torch.testing.assert_close(out, expected)
-    (expected * weight).sum().backward()
-    (out * weight).sum().backward()
-    for name, parameter in theirs.attn.named_parameters():
-        torch.testing.assert_close(ours.get_parameter(name).grad, parameter.grad)
+    assert_same_results(ours, theirs._attn, theirs.attn, torch.randn(2, 8, 12, 24, dtype=torch.float64))
 
 
 @pytest.mark.parametrize('size', [(9, 10), (3, 10), (2, 3), (9, 4)])
@@ -86,7 +80,7 @@ def test_padding_takes_part_as_zeros_behind_the_norm(size, qkv_bias):
 
 
 @pytest.mark.parametrize('size', [(9, 10), (3, 10), (2, 3), (9, 4)])
-@pytest.mark.parametrize('shift', [0, (1, 2)])
+@pytest.mark.parametrize('shift', [(0, 0), (1, 2)])
 def test_masked_padding_has_no_influence(size, shift):
     """Window by window, attention over its real tokens alone."""
     torch.manual_seed(0)
@@ -95,7 +89,7 @@ def test_masked_padding_has_no_influence(size, shift):
     nn.init.normal_(module.relative_position_bias_table)
     x = torch.randn(1, height, width, 16, dtype=torch.float64)
 
-    dy, dx = (0, 0) if shift == 0 or min(size) <= 4 else shift
+    dy, dx = (0 if n <= 4 else s for n, s in zip(size, shift, strict=True))
     padded = (height + -height % 4, width + -width % 4)
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     # Where each token is on the shifted map, which window that is, and which side of the seam it comes from.
@@ -111,14 +105,55 @@ def test_masked_padding_has_no_influence(size, shift):
     torch.testing.assert_close(module(x), expected)
 
 
-def test_a_window_that_spans_the_map_is_not_shifted():
-    shifted, plain = (WindowAttention(16, num_heads=2, window=4, shift=shift) for shift in (2, 0))
-    plain.load_state_dict(shifted.state_dict())
-    for size in [(4, 4), (9, 4), (3, 8)]:
-        x = torch.randn(1, *size, 16)
-        torch.testing.assert_close(shifted(x), plain(x))
-    x = torch.randn(1, 5, 5, 16)
-    assert not torch.allclose(shifted(x), plain(x), atol=1e-3)
+@pytest.mark.parametrize('size, shift', [((4, 3), (0, 0)), ((9, 4), (2, 0)), ((3, 8), (0, 2)), ((5, 5), (2, 2))])
+def test_an_axis_that_a_window_spans_is_not_shifted(size, shift):
+    asked, given, plain = (WindowAttention(16, num_heads=2, window=4, shift=shift) for shift in (2, shift, 0))
+    given.load_state_dict(asked.state_dict())
+    plain.load_state_dict(asked.state_dict())
+    x = torch.randn(1, *size, 16)
+    torch.testing.assert_close(asked(x), given(x))
+    assert shift == (0, 0) or not torch.allclose(asked(x), plain(x), atol=1e-3)
+
+
+@pytest.mark.parametrize('size', [(17, 23), (14, 23), (17, 14)])
+def test_padding_after_the_shift_equals_timm(size):
+    """On maps that do not divide, with timm's weights; gradients of all parameters."""
+    torch.manual_seed(0)
+    theirs = SwinTransformerBlock(24, size, num_heads=3, window_size=7, shift_size=3).double()
+    ours = WindowAttention(24, num_heads=3, shift=3, pad_after_shift=True, dtype=torch.float64)
+    ours.load_state_dict(theirs.attn.state_dict())
+    x = torch.randn(2, *size, 24, dtype=torch.float64)
+    assert_same_results(ours, theirs._attn, theirs.attn, x)
+
+
+@pytest.mark.parametrize('size', [(17, 23), (14, 23), (17, 5), (3, 23), (6, 5)])
+def test_padding_before_the_shift_equals_torchvision(size):
+    """Whose order is that of the official detection code; it leaves an axis that a window spans unshifted, too."""
+    torch.manual_seed(0)
+    theirs = ShiftedWindowAttention(24, [7, 7], [3, 3], num_heads=3).double()
+    ours = WindowAttention(24, num_heads=3, shift=3, dtype=torch.float64)
+    ours.load_state_dict({name: x for name, x in theirs.state_dict().items() if name in ours.state_dict()})
+    x = torch.randn(2, *size, 24, dtype=torch.float64)
+    assert_same_results(ours, theirs, theirs, x)
+
+
+def test_the_order_of_shift_and_padding_matters():
+    before, after = (WindowAttention(24, 3, shift=3, pad_after_shift=choice).double() for choice in (False, True))
+    after.load_state_dict(before.state_dict())
+    odd, even = torch.randn(1, 17, 23, 24).double(), torch.randn(1, 14, 21, 24).double()
+    assert (before(odd) - after(odd)).abs().max() > 1e-3
+    torch.testing.assert_close(before(even), after(even))
+
+
+def assert_same_results(ours, form, theirs, x):
+    """Our module, and a form of theirs that has the same parameters: output, and gradients of all parameters."""
+    out, expected = ours(x), form(x)
+    torch.testing.assert_close(out, expected)
+    weight = torch.randn_like(out)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs.get_parameter(name).grad)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +161,7 @@ def test_a_window_that_spans_the_map_is_not_shifted():
     [
         dict(shift=(1, 2)),
         dict(shift=1, mask_padding=True),
+        dict(shift=1, pad_after_shift=True),
         dict(position_bias=False, qkv_bias=False),
     ],
 )

@@ -1,0 +1,30 @@
+"""Models under everything that may look on. A family joins with its smallest variant."""
+
+import pytest
+import timm
+import torch
+from onlookers import over_all_onlookers
+
+BIFORMER = dict(embed_dims=(16, 32, 32, 64), depths=(1, 1, 1, 1), head_dim=8, num_classes=5)
+
+VARIANTS = {
+    'biformer_tiny': BIFORMER,
+    'biformer_stl': BIFORMER,
+    'biformer_stl_nchw': BIFORMER,
+}
+
+
+def make_model(name, size, **arguments):
+    """With weights of some size, so that attention is more than a mean."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **arguments).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model, torch.randn(2, 3, *size)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+@over_all_onlookers
+def test_does_the_same_whoever_looks_on(name, looks_on):
+    looks_on(*make_model(name, (64, 96), **VARIANTS[name]))
