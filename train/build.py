@@ -11,15 +11,12 @@ from torch import nn
 
 from .config import Config
 from .errors import UserError, first_line
+from .models import pick_device
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    available = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
-    device = config.device if config.device != 'auto' else next(name for name, there in available.items() if there)
-    if not available[device]:
-        raise UserError(f'device={device}: there is none here; device=auto takes what there is')
     accelerator = Accelerator(
-        cpu=device == 'cpu',
+        cpu=pick_device(config.device).type == 'cpu',
         mixed_precision='no' if config.precision == 'fp32' else config.precision,
         gradient_accumulation_steps=config.train.grad_accum,
         dynamo_backend='inductor' if config.train.compile else 'no',
@@ -47,6 +44,25 @@ def create_optimizer(config: Config, model: nn.Module, batch_size: int) -> torch
         )
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise UserError(f'optim.name={optim.name}: {first_line(error)}') from error
+
+
+def head_lr(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the head: layer decay scales that of every other layer down from it."""
+    return max(optimizer.param_groups, key=lambda group: group.get('lr_scale', 1.0))['lr']
+
+
+def check_batch_size(config: Config, processes: int) -> str | None:
+    """What to do where the images of one step are far from the number that the recipe was made for."""
+    meant, accumulate = config.optim.recipe_batch_size, config.train.grad_accum
+    total = config.data.batch_size * processes * accumulate
+    if not meant or meant / 2 <= total <= meant * 2:
+        return None
+    steps = max(1, round(meant / (config.data.batch_size * processes)))
+    advice = f'train.grad_accum={steps} keeps to it' if steps > 1 else 'a smaller data.batch_size keeps to it'
+    return (
+        f'a step sees {total} images ({config.data.batch_size} x {processes} processes x {accumulate} batches), and '
+        f'this recipe is for {meant}: {advice}, and so do more processes'
+    )
 
 
 def create_schedule(config: Config, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from attnzoo.backbones import checkpoint_filter
 
-from .errors import DISK_IS_FULL, UserError, first_line
+from .errors import DISK_IS_FULL, UserError, one_line
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -50,7 +50,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    """Save a state dict as safetensors. Tensors that share memory (tied weights) are written one by one."""
+    tensors: dict[str, Tensor] = {}
+    stored = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if memory in stored else tensor
+        stored.add(memory)
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -72,20 +79,21 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: no such file, not a checkpoint, or a pickle with anything but data in it.
     """
     if not path.is_file():
-        raise UserError(f'{path}: no such file')
+        raise UserError(f'{path}: {"a folder, expected a file" if path.is_dir() else "no such file"}')
     if path.suffix == '.safetensors':
         try:
             with safetensors.safe_open(path, 'pt') as file:  # type: ignore[attr-defined]
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise UserError(f'{path}: not a safetensors file, or a damaged one: {first_line(error)}') from error
+        except Exception as error:  # of damaged bytes, not only SafetensorError
+            raise UserError(f'{path}: not a safetensors file, or a damaged one: {one_line(error)}') from error
     state = _load_pickle(path)
     # Training scripts keep the weights beside the optimizer, under one of these names.
     for key in ('model', 'state_dict', 'module'):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    weights = state.items() if isinstance(state, dict) else ()
+    if not weights or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights):
         raise UserError(f'{path}: holds no state dict, neither at the top nor under model, state_dict or module')
     return clean_state_dict(state), {}
 
@@ -94,8 +102,7 @@ def translate_weights(model: nn.Module, state: dict[str, Tensor]) -> dict[str, T
     """Official names and layouts as the model's family translates them; as they are where that fails."""
     try:
         return checkpoint_filter(model)(dict(state), model)
-    except (KeyError, IndexError, AttributeError, RuntimeError, ValueError):
-        # The filter met another family's keys. Whoever loads the result tells what does not fit.
+    except Exception:  # the filter met another family's keys; whoever loads the result says what does not fit
         return state
 
 
@@ -103,7 +110,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     """Load a state dict that fits exactly.
 
     Raises:
-        UserError: it does not fit; lists what is missing, unexpected or of another shape.
+        UserError: it does not fit; lists what is missing, unexpected or of another shape or type.
     """
     own = model.state_dict()
     problems = {
@@ -113,6 +120,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             f'{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}'
             for key in own
             if key in state and state[key].shape != own[key].shape
+        ],
+        'of another type': [
+            f'{key} {state[key].dtype} instead of {own[key].dtype}'
+            for key in own
+            if key in state and _kind(state[key]) != _kind(own[key])
         ],
     }
     told = [
@@ -125,21 +137,39 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     model.load_state_dict(state)
 
 
+def check_finite(model: nn.Module, source: str) -> None:
+    """Check that no weight of a model is NaN or infinite.
+
+    Raises:
+        UserError: one is; names the first.
+    """
+    state = model.state_dict()
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        count = f'{len(broken)} of {len(state)} tensors hold'
+        raise UserError(f'{source}: {count} NaN or infinity, the first is {broken[0]}')
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, torch.layout]:
+    """What no conversion bridges: float32 takes float16, and not int8 or a sparse tensor."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.layout
+
+
 def _load_pickle(path: Path) -> Any:
     try:
         # Official checkpoints carry the parsed arguments of their training beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about the protocol of a file that is then refused
             return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        with open(path, 'rb') as file:
-            known = file.read(1) in (b'P', b'\x80')  # as zip files and pickles begin
-        if not known:
-            raise UserError(f'{path}: not a PyTorch checkpoint') from error
+    except Exception as error:  # UnpicklingError of foreign content, a dozen others of damaged bytes
         reason = re.search(r'GLOBAL [\w.]+|Unsupported \w+ \w+', str(error))
-        raise UserError(
-            f'{path}: refused: it holds more than weights, which could run code when loaded '
-            f'({reason[0] if reason else first_line(error)})'
-        ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f'{path}: not a PyTorch checkpoint, or a damaged one: {first_line(error)}') from error
+        with open(path, 'rb') as file:
+            known = file.read(2).startswith((b'PK', b'\x80'))  # as zip files and pickles begin
+        if not known:
+            what = 'not a PyTorch checkpoint' if path.stat().st_size else 'an empty file'
+            raise UserError(f'{path}: {what}, expected a file of torch.save or a .safetensors file') from error
+        if isinstance(error, pickle.UnpicklingError) and reason:
+            raise UserError(
+                f'{path}: refused: it holds more than weights, which could run code when loaded ({reason[0]})'
+            ) from error
+        raise UserError(f'{path}: not a PyTorch checkpoint, or a damaged one: {one_line(error)}') from error

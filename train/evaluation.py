@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from .data import BadImages, Batch
@@ -35,7 +35,7 @@ class Scores:
     images: int
     images_per_second: float
     confusion: Tensor | None  # (true class, predicted class), counts
-    mistakes: list[Mistake]  # of this process, the most confident first
+    mistakes: list[Mistake]  # of all processes, the most confident first
 
     def numbers(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ('top1', 'top5', 'loss', 'images', 'images_per_second')}
@@ -45,16 +45,20 @@ class Scores:
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], num_classes: int, accelerator: Accelerator, bad: BadImages
 ) -> Scores:
-    """Score `model` on the batches of all processes together. Unreadable images are left out, and counted by `bad`."""
+    """Score `model` on the batches of all processes together. Unreadable images are left out, and counted by `bad`.
+
+    Raises:
+        UserError: no image can be read, or the model's outputs are no numbers.
+    """
     device = accelerator.device
     top1 = MulticlassAccuracy(num_classes, average='micro', validate_args=False).to(device)
     top5 = MulticlassAccuracy(num_classes, average='micro', top_k=min(5, num_classes), validate_args=False).to(device)
-    loss = MeanMetric().to(device)
     confusion = None
     if num_classes <= LARGEST_CONFUSION_MATRIX:
         confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
     mistakes: list[Mistake] = []
-    count = torch.zeros((), device=device)
+    # Summed here, because torchmetrics' mean leaves out what is no number.
+    loss, count, broken = torch.zeros(3, device=device)
     model.eval()
     start = time.perf_counter()
     for images, labels, problems in batches:
@@ -67,29 +71,47 @@ def evaluate(
         logits = logits.float()
         top1.update(logits, labels)
         top5.update(logits, labels)
-        loss.update(cross_entropy(logits, labels), len(labels))
+        loss += cross_entropy(logits, labels) * len(labels)
+        broken += logits.isnan().any(1).sum()
         if confusion is not None:
             confusion.update(logits, labels)
         mistakes = _most_confident(mistakes, images, logits, labels)
         count += len(labels)
-    images_seen = int(accelerator.reduce(count))
+    bad.share()
+    loss, count, broken = accelerator.reduce(torch.stack([loss, count, broken]))  # type: ignore[misc]
+    images_seen = int(count)
     if not images_seen:
         raise UserError('the held-out split has no image that can be read')
+    if broken:
+        raise UserError(
+            f'the model gives NaN for {int(broken)} of {images_seen} held-out images: train with a lower optim.lr or '
+            'train.clip=1, or score with precision=fp32'
+        )
     return Scores(
         top1=round(100 * float(top1.compute()), 4),
         top5=round(100 * float(top5.compute()), 4),
-        loss=float(loss.compute()),
+        loss=float(loss / count),
         images=images_seen,
         images_per_second=images_seen / (time.perf_counter() - start),
         confusion=confusion.compute().cpu() if confusion is not None else None,
-        mistakes=mistakes,
+        mistakes=_of_all_processes(mistakes),
     )
 
 
 def _most_confident(mistakes: list[Mistake], images: Tensor, logits: Tensor, labels: Tensor) -> list[Mistake]:
     confidence, predicted = logits.softmax(-1).max(-1)
+    wrong = (predicted != labels).nonzero().flatten()
+    chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MISTAKES]]
+    # Copies: a view would keep its whole batch in memory.
     found = [
-        Mistake(images[index].cpu(), int(labels[index]), int(predicted[index]), float(confidence[index]))
-        for index in (predicted != labels).nonzero().flatten().tolist()
+        Mistake(images[index].cpu().clone(), int(labels[index]), int(predicted[index]), float(confidence[index]))
+        for index in chosen.tolist()
     ]
     return sorted(mistakes + found, key=lambda mistake: -mistake.confidence)[:MISTAKES]
+
+
+def _of_all_processes(mistakes: list[Mistake]) -> list[Mistake]:
+    # The images of those alone that are shown travel between machines.
+    confident = sorted(gather_object([mistake.confidence for mistake in mistakes]), reverse=True)[:MISTAKES]
+    shown = gather_object([mistake for mistake in mistakes if mistake.confidence >= confident[-1]])
+    return sorted(shown, key=lambda mistake: -mistake.confidence)[:MISTAKES]

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -16,14 +18,40 @@ from .run_folder import RunFolder
 
 NUMBERED_CELLS = 20  # classes up to which the cells of a confusion matrix carry their counts
 NAMED_TICKS = 40  # classes up to which its axes carry their names
+LAST_RESORT = 'Last Resort'  # matplotlib's font whose glyphs are boxes
 
 
 def draw(folder: RunFolder, scores: Scores, spec: ModelSpec) -> None:
     """Draw curves.png, confusion_matrix.png and wrong_predictions.png."""
     _draw_curves(folder.curves, folder.read_metrics())
-    if scores.confusion is not None:
-        _draw_confusion(folder.confusion, scores.confusion.numpy(), spec)
-    _draw_mistakes(folder.wrong, scores, spec)
+    shown = {label for mistake in scores.mistakes for label in (mistake.label, mistake.predicted)}
+    if spec.num_classes <= NAMED_TICKS:
+        shown.update(range(spec.num_classes))
+    families, names = _writable({index: spec.class_name(index) for index in sorted(shown)})
+    with matplotlib.rc_context({'font.family': families}):
+        if scores.confusion is not None:
+            _draw_confusion(folder.confusion, scores.confusion.numpy(), names)
+        _draw_mistakes(folder.wrong, scores, spec, names)
+
+
+def _writable(names: dict[int, str]) -> tuple[list[str], dict[int, str]]:
+    """Font families with the glyphs of these class names, and the names: a number where no installed font has them."""
+    families = list(matplotlib.rcParams['font.sans-serif'][:1])
+    missing = _without_glyph(families[0], {letter for name in names.values() for letter in name})
+    for family in sorted({font.name for font in fontManager.ttflist}) if missing else ():
+        left = missing if family.startswith(LAST_RESORT) else _without_glyph(family, missing)
+        if left != missing:
+            families.append(family)
+            missing = left
+    return families, {index: f'class {index}' if missing & set(name) else name for index, name in names.items()}
+
+
+def _without_glyph(family: str, letters: set[str]) -> set[str]:
+    try:
+        known = get_font(findfont(FontProperties(family=family), fallback_to_default=False)).get_charmap()
+    except (OSError, RuntimeError, ValueError):  # a font that matplotlib cannot read, such as one of coloured pictures
+        return letters
+    return {letter for letter in letters if ord(letter) not in known}
 
 
 def show_summary(folder: RunFolder) -> None:
@@ -41,9 +69,16 @@ def show_summary(folder: RunFolder) -> None:
     }
     if summary['bad_images']:
         rows['unreadable images'] = str(len(summary['bad_images']))
-    show_table(summary['model'], rows)
+    show_table(_title(summary), rows)
     files = [folder.curves, folder.confusion, folder.wrong, folder.summary, folder.metrics, folder.best]
     say(f'look at {folder.path}: {", ".join(path.name for path in files if path.exists())}')
+
+
+def _title(summary: dict[str, Any]) -> str:
+    own, published = summary['parameters'], summary['default_parameters']
+    if published is None or own == published:
+        return summary['model']
+    return f"{summary['model']}, {own / 1e6:.1f} M of {published / 1e6:.1f} M parameters (recipe's kwargs)"
 
 
 def _draw_curves(path: Path, metrics: list[dict[str, Any]]) -> None:
@@ -68,7 +103,7 @@ def _draw_curves(path: Path, metrics: list[dict[str, Any]]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _draw_confusion(path: Path, counts: np.ndarray, spec: ModelSpec) -> None:
+def _draw_confusion(path: Path, counts: np.ndarray, names: dict[int, str]) -> None:
     classes = len(counts)
     side = min(12.0, 4 + 0.35 * classes)
     figure = Figure(figsize=(side + 1, side), layout='constrained')
@@ -79,10 +114,11 @@ def _draw_confusion(path: Path, counts: np.ndarray, spec: ModelSpec) -> None:
     figure.colorbar(image, label='share of the true class (%)', shrink=0.8)
     axes.set(title='Confusion matrix of the held-out images', xlabel='predicted class', ylabel='true class')
     if classes <= NAMED_TICKS:
-        names = [spec.class_name(index) for index in range(classes)]
-        turned = max(map(len, names)) > 3
-        axes.set_xticks(range(classes), names, rotation=90 if turned else 0)
-        axes.set_yticks(range(classes), names)
+        ticks = [names[index] for index in range(classes)]
+        turned = max(map(len, ticks)) > 3
+        # A dollar sign in a name begins no formula.
+        axes.set_xticks(range(classes), ticks, rotation=90 if turned else 0, parse_math=False)
+        axes.set_yticks(range(classes), ticks, parse_math=False)
     if classes <= NUMBERED_CELLS:
         for row, column in zip(*counts.nonzero(), strict=True):
             color = 'white' if shares[row, column] > 50 else 'black'
@@ -90,7 +126,7 @@ def _draw_confusion(path: Path, counts: np.ndarray, spec: ModelSpec) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _draw_mistakes(path: Path, scores: Scores, spec: ModelSpec) -> None:
+def _draw_mistakes(path: Path, scores: Scores, spec: ModelSpec, names: dict[int, str]) -> None:
     shown = scores.mistakes
     columns = max(1, min(5, len(shown)))
     rows = max(1, -(-len(shown) // columns))
@@ -101,9 +137,10 @@ def _draw_mistakes(path: Path, scores: Scores, spec: ModelSpec) -> None:
     for axes in grid.flat:
         axes.axis('off')
     for axes, mistake in zip(grid.flat, shown, strict=False):
-        axes.imshow(_to_pixels(mistake, spec), interpolation='nearest')
-        predicted, label = spec.class_name(mistake.predicted)[:18], spec.class_name(mistake.label)[:18]
-        axes.set_title(f'predicted {predicted} ({100 * mistake.confidence:.0f} %)\ntrue {label}', fontsize=9)
+        axes.imshow(_to_pixels(mistake, spec), interpolation='nearest', cmap='gray', vmin=0, vmax=1)
+        predicted, label = names[mistake.predicted][:18], names[mistake.label][:18]
+        title = f'predicted {predicted} ({100 * mistake.confidence:.0f} %)\ntrue {label}'
+        axes.set_title(title, fontsize=9, parse_math=False)
     figure.savefig(path, dpi=110)
 
 

@@ -1,21 +1,28 @@
 """The folder that a run leaves: its settings, surroundings, metrics and checkpoints, each under a fixed name."""
 
+import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
-import shlex
 import shutil
+import socket
 import subprocess
-import sys
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from filelock import FileLock, Timeout
 
 import attnzoo
 
 from .checkpoint import write_atomically
 from .config import Config, to_yaml
+from .errors import UserError
+from .launch import command_line
 
 PACKAGES = ('torch', 'torchvision', 'timm', 'triton', 'accelerate', 'albumentations', 'numpy', 'pillow', 'safetensors')
 
@@ -36,18 +43,69 @@ class RunFolder:
         self.confusion = self.path / 'confusion_matrix.png'
         self.wrong = self.path / 'wrong_predictions.png'
         self.events = self.path / 'tensorboard'
+        self.holder = self.path / 'running.json'  # who works here, while somebody does
+        self._lock = FileLock(self.path / '.lock')
+        self._made = False
+
+    def claim(self) -> None:
+        """Make the folder and keep other runs out of it: until `release`, or until this process ends, however it ends.
+
+        Raises:
+            UserError: the folder cannot be written, or another run is at work in it.
+        """
+        try:
+            self._made = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            facts = {'pid': os.getpid(), 'host': socket.gethostname(), 'since': f'{datetime.now():%Y-%m-%d %H:%M:%S}'}
+            write_json(self.holder, facts)
+        except Timeout as error:
+            raise UserError(f'{self.path} is in use {self._who()}; output=DIR writes elsewhere') from error
+        except OSError as error:
+            why = 'there is a file of that name' if self.path.is_file() else error.strerror
+            raise UserError(f'output={self.path}: cannot write there: {why}; output=DIR writes elsewhere') from error
+
+    def release(self) -> None:
+        """Let other runs in. A folder that was made for nothing goes."""
+        with suppress(OSError):
+            self.holder.unlink(missing_ok=True)
+            if self._made and [path.name for path in self.path.iterdir()] == ['.lock']:
+                shutil.rmtree(self.path)
+        self._lock.release()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = self._read_holder()
+            if holder.get('host') != socket.gethostname() or psutil.pid_exists(holder['pid']):
+                raise
+            # The run was killed, and the workers that read its images are about to notice.
+            self._lock.acquire(timeout=15)
+
+    def _read_holder(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            return json.loads(self.holder.read_text())
+        return {}
+
+    def _who(self) -> str:
+        holder = self._read_holder()
+        return 'by process {pid} on {host} since {since}'.format(**holder) if holder else 'by another process'
+
+    def leftovers(self) -> list[Path]:
+        """What is lost where a run starts over."""
+        return [path for path in (self.best, self.last, self.state, self.metrics) if path.exists()]
 
     def start(self, config: Config, environment: dict[str, Any], epochs: int, origin: Path | None) -> None:
-        """Write the settings, and bring the folder to where the run starts.
+        """Write the settings, and bring the folder to where the run starts. Its first checkpoint is already there.
 
         Args:
             epochs: done before, and kept.
             origin: the run folder that this run goes on from; None where it starts anew.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         if origin is None:
             shutil.rmtree(self.events, ignore_errors=True)
-            for path in (self.best, self.last, self.state, self.metrics):
+            for path in (self.best, self.metrics):
                 path.unlink(missing_ok=True)
         elif origin.resolve() != self.path.resolve():
             before = RunFolder(str(origin))
@@ -56,9 +114,10 @@ class RunFolder:
                     shutil.copy(path, self.path)
         for path in (self.summary, self.curves, self.confusion, self.wrong):
             path.unlink(missing_ok=True)
-        # A run that was killed may have told of an epoch that its checkpoint does not know.
+        # A run that was killed may have written of an epoch that its checkpoint does not know.
         write_atomically(self.metrics, b''.join(_to_line(line) for line in self.read_metrics()[:epochs]))
-        write_atomically(self.config, to_yaml(config).encode())
+        # What makes the same run again, not what was done to an older one in this folder.
+        write_atomically(self.config, to_yaml(dataclasses.replace(config, resume='auto')).encode())
         write_json(self.environment, environment)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
@@ -81,7 +140,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def environment(device: str, processes: int) -> dict[str, Any]:
     """Where a run happened: versions, source, command line, device."""
     return {
-        'command': command_line(),
+        'command': command_line(processes),
         'attnzoo': attnzoo.__version__,
         'git': _git_revision(),
         'python': platform.python_version(),
@@ -90,11 +149,6 @@ def environment(device: str, processes: int) -> dict[str, Any]:
         'processes': processes,
         'packages': {name: version for name in PACKAGES if (version := _version(name))},
     }
-
-
-def command_line(drop: str | None = None) -> str:
-    """The command that runs, without the arguments that begin with `drop`."""
-    return shlex.join(['attnzoo', *(word for word in sys.argv[1:] if not (drop and word.startswith(drop)))])
 
 
 def _version(name: str) -> str | None:
