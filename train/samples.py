@@ -155,7 +155,7 @@ class Folder(Samples):
             found = f'; {len(stray)} lie beside them ({few(sorted(stray))})' if stray else ''
             endings = ', '.join(extensions)
             raise UserError(f'no image in class folders of {folder}, such as {folder}/cat/1.jpg{found} ({endings})')
-        files.sort(key=lambda file: natural_key(file[0]))
+        files.sort(key=lambda file: (natural_key(file[0]), file[0]))
         self.classes = sorted({label for _, label in files}, key=lambda label: (natural_key(label), label))
         number = {label: index for index, label in enumerate(self.classes)}
         self.files = [path for path, _ in files]

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -183,3 +186,48 @@ def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
     assert len(samples.classes) == 10
     images, labels, bad = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 10, 0, 1)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
+
+
+SPAWNED = """
+import multiprocessing, sys
+import torch
+from attnzoo.train import data
+from attnzoo.train.config import AugmentConfig, DataConfig
+from attnzoo.train.transforms import train_transform
+
+LOOK = {'input_size': (3, 16, 16), 'interpolation': 'bicubic', 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+
+def batches(config, augment, workers):
+    samples = data.open_dataset(config, config.train_split)
+    config = DataConfig(batch_size=12, workers=workers)
+    loader = data.TrainLoader(config, samples, train_transform(augment, LOOK), 3, 0, 1, 0, 1)
+    return [images for epoch in (0, 1) for images, _, _ in loader.epoch(epoch, 0)]
+
+if __name__ == '__main__':
+    multiprocessing.set_start_method('spawn')
+    root, shard = sys.argv[1:]
+    for config, augment in (
+        (DataConfig(root=root), AugmentConfig(backend='albumentations', rotate=20, erase=0.5)),
+        (DataConfig(format='wds/', train_split=f'pipe:cat {shard}|24'), AugmentConfig(auto_augment='rand-m9-mstd0.5')),
+    ):
+        one, other = batches(config, augment, 0), batches(config, augment, 1)
+        assert len(one) >= 4 and all(map(torch.equal, one, other)), config
+        print(config.format, len(one))
+"""
+
+
+def test_workers_may_be_spawned(images: Path, tmp_path: Path, environment: dict[str, str]):
+    """As on macOS, on Windows and in Python 3.14: what a worker needs comes through a pickle, and changes nothing."""
+    shard = tmp_path / 'shard.tar'
+    with tarfile.open(shard, 'w') as tar:
+        for index, path in enumerate(sorted(images.glob('train/*/*.png'))[::3]):
+            tar.add(path, f'{index}.png')
+            label = tmp_path / f'{index}.cls'
+            label.write_text(str(index % 3))
+            tar.add(label, label.name)
+    script = tmp_path / 'spawned.py'
+    script.write_text(SPAWNED)
+    command = [sys.executable, script, images, shard]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == ['auto 12', 'wds/ 4']
