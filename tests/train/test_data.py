@@ -231,3 +231,17 @@ def test_workers_may_be_spawned(images: Path, tmp_path: Path, environment: dict[
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == ['auto 12', 'wds/ 4']
+
+
+def test_bad_images_are_counted_over_all_processes(images: Path, recipe: Path, tmp_path: Path, launch):
+    """Ten of them, which two processes meet one by one, with a limit of seven: both stop, and one says so."""
+    for path in sorted(images.glob('train/*/*.png'))[::7][:10]:
+        path.write_bytes(b'this is no image')
+    settings = (f'data.root={images}', f'output={tmp_path / "run"}', 'device=cpu', 'data.batch_size=4')
+    process = launch(2, 'train', recipe, *settings, 'data.max_bad_images=7')
+    out, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    told = [line for line in out.splitlines() if line.startswith('cannot read image train/')]
+    assert len({line.split()[3] for line in told}) == len(told) >= 8
+    assert err.count('images cannot be read, more than data.max_bad_images=7; the last is train/') == 1
+    assert 'Traceback' not in err.split('torch/distributed')[0], err

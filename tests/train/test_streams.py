@@ -362,3 +362,18 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, 'attnzoo.train.hub', raising=False)
     with pytest.raises(UserError, match="needs the package 'datasets': pip install datasets"):
         data.open_dataset(DataConfig(format='hfds/nobody/nothing'), 'train')
+
+
+def test_one_shard_trains_and_scores_on_three_processes(shards: Path, recipe: Path, tmp_path: Path, launch):
+    """12 samples to train on, 12 to score on, each through a pipe: fewer shards than processes, or than workers."""
+    run, config = tmp_path / 'run', piped(shards, train_split='digits-0.tar|12', val_split='digits-3.tar')
+    process = launch(
+        3,
+        *('train', recipe, f'output={run}', 'device=cpu', 'data.format=wds/', 'model.num_classes=3', 'train.epochs=1'),
+        *(f'data.train_split={config.train_split}', f'data.val_split={config.val_split}', 'data.batch_size=2'),
+        'data.workers=1',
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, (out, err)
+    assert json.loads((run / 'metrics.jsonl').read_text())['update'] == 2
+    assert json.loads((run / 'summary.json').read_text())['images'] == 12
