@@ -4,11 +4,38 @@ This layer imports neither timm nor any other part of attnzoo.
 """
 
 from ._dispatch import why
+from ._math import normalize
 from ._sdpa import full_attention
+from .aggregated_attention import aggregated_attention
+from .channel_attention import channel_attention
+from .conv_glu import conv_glu
+from .depthwise_conv import depthwise_conv
 from .routed_attention import route_regions, routed_attention
 from .window_attention import window_attention
 
 # fx must not trace into these: they check shapes and choose a backend, which takes tensors, not proxies.
-PUBLIC_FUNCTIONS = (full_attention, route_regions, routed_attention, window_attention)
+PUBLIC_FUNCTIONS = (
+    aggregated_attention,
+    channel_attention,
+    conv_glu,
+    depthwise_conv,
+    full_attention,
+    normalize,
+    route_regions,
+    routed_attention,
+    window_attention,
+)
 
-__all__ = ['PUBLIC_FUNCTIONS', 'full_attention', 'route_regions', 'routed_attention', 'why', 'window_attention']
+__all__ = [
+    'PUBLIC_FUNCTIONS',
+    'aggregated_attention',
+    'channel_attention',
+    'conv_glu',
+    'depthwise_conv',
+    'full_attention',
+    'normalize',
+    'route_regions',
+    'routed_attention',
+    'why',
+    'window_attention',
+]

@@ -1,0 +1,78 @@
+"""What plain PyTorch should run on a CPU, where layout and memory traffic decide: the choices of all references.
+
+A reference is first of all its definition in PyTorch's own operations. Where nothing but autograd looks on, it may run
+the same arithmetic by parts that fit into the caches, with a backward pass written out by hand.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._autograd import gradients_by_autograd, wants_autograd
+from ._dispatch import is_plain_eager
+
+# New memory costs seven times as much a byte from here on: the allocator maps and clears its pages at each call.
+LARGE_BYTES = 32 << 20
+
+
+def runs_by_hand(*tensors: Tensor | None) -> bool:
+    """Whether a reference may leave PyTorch's own operations here: on a CPU, where nothing but autograd looks on."""
+    x = tensors[0]
+    return x is not None and x.device.type == 'cpu' and x.numel() > 0 and is_plain_eager(*tensors)
+
+
+def cast_for_autocast(*tensors: Tensor | None) -> list[Any]:
+    """Floating-point tensors in the type that autocast, if it is on, gives to products and convolutions."""
+    if not torch.is_autocast_enabled('cpu'):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype('cpu')
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+
+def by_hand(
+    forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    plain: Callable[..., Tensor],
+    *arguments: Any,
+) -> Tensor:
+    """An op whose two passes are written out by hand, and keep little between them beside its arguments.
+
+    Args:
+        forward: Takes the arguments; returns the output, and small tensors that the backward pass would like to have.
+        backward: Takes the output's gradient, which arguments need gradients (a list), what `forward` kept, and the
+            arguments; returns a gradient or None for each argument.
+        plain: The same function in PyTorch's own operations: what is differentiated for second derivatives.
+        arguments: Tensors and other values.
+    """
+    return _ByHand.apply(forward, backward, plain, *arguments)
+
+
+class _ByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, forward: Callable, backward: Callable, plain: Callable, *arguments: Any) -> Tensor:
+        with torch.autocast('cpu', enabled=False):  # the passes choose their types themselves
+            out, kept = forward(*arguments)
+        ctx.functions, ctx.places = (backward, plain), [i for i, x in enumerate(arguments) if isinstance(x, Tensor)]
+        ctx.others = [None if isinstance(x, Tensor) else x for x in arguments]
+        ctx.save_for_backward(*kept, *(arguments[i] for i in ctx.places))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (backward, plain), arguments, saved = ctx.functions, list(ctx.others), list(ctx.saved_tensors)
+        for place in reversed(ctx.places):
+            arguments[place] = saved.pop()
+        needs = list(ctx.needs_input_grad[3:])
+        with torch.autocast('cpu', enabled=False):
+            if wants_autograd(grad):
+                grads = gradients_by_autograd(plain, arguments, needs, grad)
+            else:
+                grads = backward(grad, needs, saved, *arguments)
+        return None, None, None, *grads
+
+
+def sum_of_rows(x: Tensor) -> Tensor:
+    """[rows, C] -> [C]. Half precision by a product with ones, which is faster than a sum and as exact."""
+    return x.sum(0) if x.element_size() >= 4 else x.new_ones(x.shape[0]) @ x

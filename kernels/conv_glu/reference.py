@@ -1,0 +1,141 @@
+"""The convolutional GLU in plain PyTorch: the definition of the op, and what runs where a kernel does not."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, cast_for_autocast, runs_by_hand, sum_of_rows
+from attnzoo.kernels.depthwise_conv.reference import convolve, depthwise_conv_reference
+from attnzoo.kernels.depthwise_conv.reference import gradients as conv_gradients
+
+PART_BYTES = 4 << 20  # of a hidden map, where the op goes by parts
+
+
+def conv_glu_reference(
+    x: Tensor,
+    fc1_weight: Tensor,
+    conv_weight: Tensor,
+    fc2_weight: Tensor,
+    fc1_bias: Tensor | None,
+    conv_bias: Tensor | None,
+    fc2_bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """The op on arguments that `conv_glu` has checked."""
+    arguments = (x, fc1_weight, conv_weight, fc2_weight, fc1_bias, conv_bias, fc2_bias)
+    if torch.jit.is_scripting():
+        return _plain(x, fc1_weight, conv_weight, fc2_weight, fc1_bias, conv_bias, fc2_bias, dropout)
+    else:
+        if dropout == 0.0 and runs_by_hand(*arguments):
+            cast = cast_for_autocast(*arguments)
+            if _image_bytes(cast[0], conv_weight) * x.shape[0] >= LARGE_BYTES:
+                return by_hand(_forward, _backward, _plain, *cast)
+        return _plain(*arguments, dropout)
+
+
+def _plain(
+    x: Tensor,
+    fc1_weight: Tensor,
+    conv_weight: Tensor,
+    fc2_weight: Tensor,
+    fc1_bias: Tensor | None,
+    conv_bias: Tensor | None,
+    fc2_bias: Tensor | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    # Two products instead of one: both halves are maps of their own then, which the convolution takes as they lie.
+    hidden = conv_weight.shape[0]
+    gate_bias = None if fc1_bias is None else fc1_bias[:hidden]
+    value_bias = None if fc1_bias is None else fc1_bias[hidden:]
+    gate = F.linear(x, fc1_weight[:hidden], gate_bias)
+    value = F.linear(x, fc1_weight[hidden:], value_bias)
+    out = F.gelu(depthwise_conv_reference(gate, conv_weight, conv_bias, False)) * value
+    if dropout > 0.0:
+        out = F.dropout(out, dropout)
+    return F.linear(out, fc2_weight, fc2_bias)
+
+
+def _image_bytes(x: Tensor, conv_weight: Tensor) -> int:
+    """Bytes of the hidden map of one image."""
+    return x.shape[1] * x.shape[2] * conv_weight.shape[0] * x.element_size()
+
+
+def _parts(x: Tensor, conv_weight: Tensor) -> list[slice]:
+    images = max(1, PART_BYTES // _image_bytes(x, conv_weight))
+    return [slice(start, start + images) for start in range(0, x.shape[0], images)]
+
+
+def _halves(fc1_weight: Tensor, fc1_bias: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the gate, and of the value."""
+    weights = fc1_weight.chunk(2)
+    biases = (None, None) if fc1_bias is None else fc1_bias.chunk(2)
+    return list(zip(weights, biases, strict=True))
+
+
+def _forward(
+    x: Tensor,
+    fc1_weight: Tensor,
+    conv_weight: Tensor,
+    fc2_weight: Tensor,
+    fc1_bias: Tensor | None,
+    conv_bias: Tensor | None,
+    fc2_bias: Tensor | None,
+) -> tuple[Tensor, tuple[()]]:
+    gate_half, value_half = _halves(fc1_weight, fc1_bias)
+    out = x.new_empty(*x.shape[:3], fc2_weight.shape[0])
+    for part in _parts(x, conv_weight):
+        conv = convolve(F.linear(x[part], *gate_half), conv_weight, conv_bias)
+        hidden = torch.ops.aten.gelu_(conv).mul_(F.linear(x[part], *value_half))
+        out[part] = F.linear(hidden, fc2_weight, fc2_bias)
+    return out, ()
+
+
+def _backward(
+    grad: Tensor,
+    needs: list[bool],
+    kept: list[Tensor],
+    x: Tensor,
+    fc1_weight: Tensor,
+    conv_weight: Tensor,
+    fc2_weight: Tensor,
+    fc1_bias: Tensor | None,
+    conv_bias: Tensor | None,
+    fc2_bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    halves = _halves(fc1_weight, fc1_bias)
+    arguments = (x, fc1_weight, conv_weight, fc2_weight, fc1_bias, conv_bias, fc2_bias)
+    exact = torch.promote_types(x.dtype, torch.float32)  # sums over parts round once
+    grads = [None] + [
+        torch.zeros_like(one, dtype=exact) if one is not None and need else None
+        for one, need in zip(arguments[1:], needs[1:], strict=True)
+    ]
+    d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs[0] else None
+    for part in _parts(x, conv_weight):
+        rows, d_out = x[part].flatten(0, 2), grad[part].flatten(0, 2)
+        gate, value = (F.linear(x[part], weight, bias) for weight, bias in halves)
+        conv = convolve(gate, conv_weight, conv_bias)
+        active = F.gelu(conv)
+        d_hidden = (d_out @ fc2_weight).view_as(conv)
+        if grads[3] is not None:
+            grads[3] += d_out.mT @ (active * value).flatten(0, 2)
+        if grads[6] is not None:
+            grads[6] += sum_of_rows(d_out)
+        d_value = active.mul_(d_hidden)
+        d_conv = torch.ops.aten.gelu_backward(d_hidden.mul_(value), conv)
+        del value, conv, d_hidden
+        d_gate, d_kernel, d_bias = conv_gradients(d_conv, gate, conv_weight, [True, needs[2], needs[5]])
+        for total, one in ((grads[2], d_kernel), (grads[5], d_bias)):
+            if total is not None:
+                total += one
+        d_halves = [d_gate.flatten(0, 2), d_value.flatten(0, 2)]
+        if grads[1] is not None:
+            for total, one in zip(grads[1].chunk(2), d_halves, strict=True):
+                total += one.mT @ rows
+        if grads[4] is not None:
+            for total, one in zip(grads[4].chunk(2), d_halves, strict=True):
+                total += sum_of_rows(one)
+        if d_x is not None:
+            d_rows = d_x[part].flatten(0, 2)
+            torch.mm(d_halves[0], halves[0][0], out=d_rows)
+            d_rows.addmm_(d_halves[1], halves[1][0])
+    return d_x, *(one if one is None else one.to(x.dtype) for one in grads[1:])

@@ -1,0 +1,51 @@
+"""`depthwise_conv`: validation and dispatch."""
+
+import torch
+from torch import Tensor
+
+from .reference import depthwise_conv_reference
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False) -> Tensor:
+    """Convolve each channel of a channels-last map with a kernel of its own, of odd size, with stride 1.
+
+    The map is padded with zeros, so that it keeps its size. Position encodings (CPVT, 2102.10882; DaViT), local
+    enhancement (LePE, 2107.00652; BiFormer) and convolutional MLPs use it.
+
+    Legend: B images, H x W map, C channels, kernel of kh x kw.
+
+    Args:
+        x: [B, H, W, C].
+        weight: [C, 1, kh, kw], as `nn.Conv2d` with `groups=C` has it; kh and kw are odd.
+        bias: [C].
+        residual: Add x to the result.
+
+    Returns:
+        [B, H, W, C]. All inputs get gradients.
+
+    Raises:
+        ValueError: An argument has the wrong shape, dtype or device; the message names it.
+    """
+    if not torch.jit.is_scripting():
+        _check(x, weight, bias)
+    return depthwise_conv_reference(x, weight, bias, residual)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if x.ndim != 4:
+        raise ValueError(f'x: expected a map [batch, height, width, channels], got shape {tuple(x.shape)}')
+    if not x.is_floating_point():
+        raise ValueError(f'x: expected a floating-point dtype, got {x.dtype}')
+    channels = x.shape[3]
+    if weight.ndim != 4 or tuple(weight.shape[:2]) != (channels, 1):
+        raise ValueError(
+            f'weight: expected [channels, 1, height, width] with the {channels} channels of x, '
+            f'got shape {tuple(weight.shape)}'
+        )
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(f'weight: expected a kernel of odd height and width, got {tuple(weight.shape[2:])}')
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f'bias: expected [channels] = [{channels}], got shape {tuple(bias.shape)}')
+    for name, other in (('weight', weight), ('bias', bias)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f'{name}: expected the device of x, {x.device}, got {other.device}')

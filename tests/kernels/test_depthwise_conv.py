@@ -1,0 +1,120 @@
+"""Depthwise convolution: values and gradients against a sum written out, by hand and by PyTorch."""
+
+import pytest
+import torch
+from onlookers import assert_near, over_all_onlookers
+from torch import Tensor, nn
+
+from attnzoo.kernels import depthwise_conv
+from attnzoo.kernels._testing import results
+
+
+def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False) -> Tensor:
+    """A sum over the positions of the kernel, each of which weighs a shifted map."""
+    _, height, width, _ = x.shape
+    kernel_h, kernel_w = weight.shape[2:]
+    out = x.clone() if residual else torch.zeros_like(x)
+    for i in range(kernel_h):
+        for j in range(kernel_w):
+            for y in range(height):
+                for z in range(width):
+                    row, column = y + i - kernel_h // 2, z + j - kernel_w // 2
+                    if 0 <= row < height and 0 <= column < width:
+                        step = torch.zeros_like(x)
+                        step[:, y, z] = 1.0
+                        out = out + step * (x[:, row, column] * weight[:, 0, i, j])[:, None, None]
+    return out if bias is None else out + bias
+
+
+def make_inputs(
+    kernel: tuple[int, int] = (3, 3), size: tuple[int, int] = (5, 6), channels: int = 3, bias: bool = True, **settings
+):
+    generator = torch.Generator().manual_seed(0)
+
+    def new(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    inputs = {'x': new(2, *size, channels), 'weight': new(channels, 1, *kernel), **settings}
+    return inputs | {'bias': new(channels)} if bias else inputs
+
+
+CASES = {
+    '1 x 1': dict(kernel=(1, 1)),
+    '3 x 3': dict(),
+    '3 x 3, residual': dict(residual=True),
+    '5 x 5, larger than the map': dict(kernel=(5, 5), size=(3, 2)),
+    '5 x 5, residual, without bias': dict(kernel=(5, 5), residual=True, bias=False),
+    '7 x 7': dict(kernel=(7, 7), size=(8, 5)),
+    '3 x 7': dict(kernel=(3, 7), size=(4, 5)),
+    '1 x 5, which has no pieces of 3 x 3': dict(kernel=(1, 5), size=(2, 5)),
+    'one channel': dict(kernel=(5, 5), channels=1),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_equals_the_definition(case):
+    inputs = make_inputs(**CASES[case])
+    d_out = torch.randn(inputs['x'].shape, dtype=torch.float64)
+    found, expected = (results(f, inputs, torch.float64, 'cpu', d_out) for f in (depthwise_conv, by_definition))
+    for name, true in expected.items():
+        assert_near(found[name], true, 1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize('kernel', [(3, 3), (5, 5), (7, 7)])
+def test_lower_precision(kernel, dtype):
+    inputs = make_inputs(kernel, (9, 10), 8, residual=True)
+    d_out = torch.randn(inputs['x'].shape, dtype=torch.float64)
+    exact = results(depthwise_conv, inputs, torch.float64, 'cpu', d_out)
+    for name, found in results(depthwise_conv, inputs, dtype, 'cpu', d_out).items():
+        assert found.dtype == dtype
+        assert_near(found.double(), exact[name], 4 * torch.finfo(dtype).eps)
+
+
+def test_any_strides_and_no_images():
+    packed = torch.randn(2, 5, 6, 12)
+    weight = torch.randn(4, 1, 5, 5, requires_grad=True)
+    for part in packed.split(4, -1):
+        out = depthwise_conv(part, weight)
+        assert out.is_contiguous()
+        for same in (part.contiguous(), part.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)):
+            assert_near(depthwise_conv(same, weight), out, 1e-6)
+    out = depthwise_conv(packed[:0, ..., :4], weight)
+    (grad,) = torch.autograd.grad(out.sum(), weight)
+    assert out.shape == (0, 5, 6, 4) and not grad.any()
+
+
+class Convolution(nn.Module):
+    def __init__(self, kernel: int, residual: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 1, kernel, kernel))
+        self.bias = nn.Parameter(torch.randn(8))
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv(x, self.weight, self.bias, self.residual)
+
+
+@pytest.mark.parametrize('kernel, residual', [(3, True), (5, False)])
+@over_all_onlookers
+def test_does_the_same_whoever_looks_on(kernel, residual, looks_on):
+    torch.manual_seed(0)
+    looks_on(Convolution(kernel, residual), torch.randn(3, 6, 7, 8))
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(x=torch.zeros(5, 6, 4)), r'x: expected a map \[batch, height, width, channels\], got shape \(5, 6, 4\)'),
+        (dict(x=torch.zeros(1, 5, 6, 4, dtype=torch.long)), 'x: expected a floating-point dtype, got torch.int64'),
+        (dict(weight=torch.zeros(3, 1, 3, 3)), r'weight: .* the 4 channels of x, got shape \(3, 1, 3, 3\)'),
+        (dict(weight=torch.zeros(4, 4, 3, 3)), r'weight: expected \[channels, 1, height, width\]'),
+        (dict(weight=torch.zeros(4, 1, 3, 4)), r'weight: expected a kernel of odd height and width, got \(3, 4\)'),
+        (dict(bias=torch.zeros(3)), r'bias: expected \[channels\] = \[4\], got shape \(3,\)'),
+        (dict(bias=torch.zeros(4, device='meta')), 'bias: expected the device of x, cpu, got meta'),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    arguments = {'x': torch.zeros(1, 5, 6, 4), 'weight': torch.zeros(4, 1, 3, 3)} | changes
+    with pytest.raises(ValueError, match=message):
+        depthwise_conv(**arguments)
