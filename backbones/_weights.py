@@ -5,6 +5,7 @@ download from; for those the file's name is kept here, and a copy that the user 
 found by it.
 """
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +39,15 @@ class OfficialFile:
 
 
 class WeightsNotFoundError(RuntimeError):
-    """`pretrained=True` for a model whose official weights are neither downloadable nor in the checkpoint folder."""
+    """`pretrained=True` for a model whose official weights are neither downloadable nor in the checkpoint folder.
+
+    Attributes:
+        problem: What is missing and where it may be placed; the whole text adds what code can pass instead.
+    """
+
+    def __init__(self, problem: str, instead: str):
+        super().__init__(f'{problem}, or pass {instead}')
+        self.problem = problem
 
 
 _official_files: dict[str, OfficialFile] = {}
@@ -110,16 +119,18 @@ def rename_keys(
 
 
 def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, **kwargs) -> ModelT:
-    """timm's `build_model_with_cfg` with our families' filter and features, and weights that only a file can give."""
-    if pretrained:
-        cfg = resolve_pretrained_cfg(
-            variant,
-            pretrained_cfg=kwargs.get('pretrained_cfg'),
-            pretrained_cfg_overlay=kwargs.get('pretrained_cfg_overlay'),
-        )
-        if not (cfg.has_weights or cfg.state_dict):
-            overlay = dict(kwargs.get('pretrained_cfg_overlay') or {}, file=str(_require_file(f'{variant}.{cfg.tag}')))
-            kwargs['pretrained_cfg_overlay'] = overlay
+    """timm's `build_model_with_cfg` with our families' filter and features, weights that only a file can give, and, for
+    models that take an `img_size`, the one of the cfg."""
+    cfg = resolve_pretrained_cfg(
+        variant,
+        pretrained_cfg=kwargs.get('pretrained_cfg'),
+        pretrained_cfg_overlay=kwargs.get('pretrained_cfg_overlay'),
+    )
+    if pretrained and not (cfg.has_weights or cfg.state_dict):
+        overlay = dict(kwargs.get('pretrained_cfg_overlay') or {}, file=str(_require_file(f'{variant}.{cfg.tag}')))
+        kwargs['pretrained_cfg_overlay'] = overlay
+    if 'img_size' in inspect.signature(model_cls).parameters:
+        kwargs.setdefault('img_size', cfg.input_size[-2:])
     feature_cfg = {'out_indices': (0, 1, 2, 3), 'flatten_sequential': True, **kwargs.pop('feature_cfg', {})}
     return build_model_with_cfg(
         model_cls,
@@ -138,9 +149,10 @@ def _require_file(name: str) -> Path:
     file = official_file(name)
     if file is None:
         raise WeightsNotFoundError(
-            f'{name}: no weights were published; load your own with pretrained_cfg_overlay=dict(file=...)'
+            f'{name}: no weights were published. Place your own as {name}.safetensors in {checkpoint_folder()}',
+            'pretrained_cfg_overlay=dict(file=...)',
         )
     raise WeightsNotFoundError(
-        f'{name}: no working download link ({file.status}). Place {file.name} (see {file.page}) '
-        f'in {checkpoint_folder()}, or pass pretrained_cfg_overlay=dict(file={file.name!r})'
+        f'{name}: no working download link ({file.status}). Place {file.name} (see {file.page}) in {checkpoint_folder()}',
+        f'pretrained_cfg_overlay=dict(file={file.name!r})',
     )

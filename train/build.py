@@ -10,7 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from .config import Config
-from .errors import UserError, first_line
+from .errors import UserError, one_line
 from .models import pick_device
 
 
@@ -43,7 +43,7 @@ def create_optimizer(config: Config, model: nn.Module, batch_size: int) -> torch
             **options,
         )
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise UserError(f'optim.name={optim.name}: {first_line(error)}') from error
+        raise UserError(f'optim.name={optim.name}: {one_line(error)}') from error
 
 
 def head_lr(optimizer: torch.optim.Optimizer) -> float:

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .errors import DISK_IS_FULL, UserError
+from .errors import DISK_IS_FULL, NOT_ALLOWED, UserError, complain
 
 app = typer.Typer(
     name='attnzoo',
@@ -19,7 +19,9 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar='[KEY=VALUE]...', show_default=False)]
-Target = Annotated[str, typer.Argument(metavar='RUN|NAME', help='A run folder, a .safetensors file, or a model name.')]
+Target = Annotated[
+    str, typer.Argument(metavar='RUN|NAME', help='A run folder, a .safetensors file or its URL, or a model name.')
+]
 
 
 def main() -> None:
@@ -29,13 +31,15 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        if error.errno in DISK_IS_FULL:
+            _fail(f'cannot write {error.filename or "a file"}: {error.strerror}; what was saved before is intact')
+        if error.errno not in NOT_ALLOWED:
             raise
-        _fail(f'cannot write {error.filename or "a file"}: {error.strerror}; what was saved before is intact')
+        _fail(f'{error.filename or "a file"}: {error.strerror}')
 
 
 def _fail(message: str) -> NoReturn:
-    print(f'attnzoo: {message}', file=sys.stderr)
+    complain(message)
     sys.exit(1)
 
 
@@ -48,6 +52,23 @@ def _extra(name: str) -> Iterator[None]:
         if (error.name or '').split('.')[0] == 'attnzoo':
             raise
         raise UserError(f"this needs {error.name}, which is not installed: pip install 'attnzoo[{name}]'") from error
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from attnzoo import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option('--version', help='Show the version.', callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Attention backbones for timm: train, score and use them."""
 
 
 @app.command()
@@ -66,58 +87,75 @@ def train(
 def evaluate(target: Target, overrides: Overrides = None) -> None:
     """Score a model on held-out images: those of its run, or those of data.root=PATH."""
     with _extra('train'):
-        from accelerate import PartialState
+        from .scoring import score
 
-        from .classification import score
-        from .config import load, resolve
-    from pathlib import Path
-
-    from .console import show_table
-    from .models import load as load_model
-
-    settings = Path(target) / 'config.yaml'
-    run = settings.is_file()
-    config = load(str(settings), overrides or []) if run else resolve({}, overrides or [])
-    model, spec, source = load_model(target)
-    scores = score(config, model, spec, spec.classes if run else None)
-    rows = {
-        'top-1': f'{scores.top1:.2f} %',
-        'top-5': f'{scores.top5:.2f} %',
-        'loss': f'{scores.loss:.4f}',
-        'images': f'{scores.images:,}',
-        'speed': f'{scores.images_per_second:,.0f} images/s',
-    }
-    if PartialState().is_main_process:
-        show_table(source, rows)
+    score(target, overrides or [])
 
 
 @app.command()
 def predict(
     target: Target,
-    images: Annotated[list[str], typer.Argument(metavar='IMAGE...', show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar='IMAGE...', show_default=False, help='Files, folders (all images below), wildcards, URLs.'
+        ),
+    ],
+    top: Annotated[int, typer.Option(metavar='N', min=1, help='How many classes of each image.')] = 5,
+    device: Annotated[str, typer.Option(help='auto, cpu, cuda or mps.')] = 'auto',
+    batch_size: Annotated[int, typer.Option(metavar='N', min=1, help='Images that are computed at once.')] = 32,
+    json: Annotated[str, typer.Option(metavar='FILE', help='Write a JSON list there; - is stdout.')] = '',
+    csv: Annotated[str, typer.Option(metavar='FILE', help='Write a CSV table there; - is stdout.')] = '',
 ) -> None:
-    """Print the five likeliest classes of each image, with their probabilities."""
+    """Print the likeliest classes of each image, with their probabilities.
+
+    The exit status is 1 where an image could not be read.
+    """
     from .predict import predict as run
 
-    run(target, images)
+    raise typer.Exit(run(target, images, top, device, batch_size, json, csv))
 
 
 @app.command('list')
 def list_models(
     pattern: Annotated[str, typer.Argument(help='A name with wildcards: "biformer*".')] = '*',
+    recipes: Annotated[bool, typer.Option('--recipes', help='List what `attnzoo train` takes instead.')] = False,
 ) -> None:
-    """List the models that attnzoo adds to timm."""
-    from .inspect import show_list
+    """List the models that attnzoo adds to timm, or the packaged recipes."""
+    if recipes:
+        with _extra('train'):
+            from .reference import show_recipes
 
-    show_list(pattern)
+        show_recipes(pattern)
+    else:
+        from .inspect import show_list
+
+        show_list(pattern)
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help='Any model name that timm knows.')]) -> None:
-    """Show a model's parameters, GMACs, input size, weights, paper and licence."""
+def info(
+    name: Annotated[str, typer.Argument(metavar='NAME|RUN', help='A model of timm, a run folder or a file.')],
+) -> None:
+    """Show a model's parameters, GMACs, input size, weights, paper and licence, or what a run left."""
     from .inspect import show_info
 
     show_info(name)
+
+
+@app.command('config')
+def show_settings(
+    key: Annotated[str, typer.Argument(metavar='[KEY]', help='A setting or a section: data, data.augment.')] = '',
+    markdown: Annotated[bool, typer.Option('--markdown', help='Print docs/settings.md.')] = False,
+) -> None:
+    """Show what the settings of `attnzoo train` take and mean, with their defaults."""
+    with _extra('train'):
+        from .reference import as_markdown, show_reference
+
+    if markdown:
+        print(as_markdown(), end='')
+    else:
+        show_reference(key)
 
 
 @app.command()
@@ -125,8 +163,9 @@ def convert(
     source: Annotated[str, typer.Argument(metavar='SRC', help='An official .pth or .safetensors file.')],
     destination: Annotated[str, typer.Argument(metavar='DST', help='The .safetensors file to write.')],
     model: Annotated[str, typer.Option(metavar='NAME', help='The model that the file is of.')],
+    force: Annotated[bool, typer.Option('--force', help='Write DST over a file that is there.')] = False,
 ) -> None:
     """Turn an official checkpoint into one that attnzoo and timm load by themselves. Nothing in SRC is run."""
     from .convert import convert as run
 
-    run(source, destination, model)
+    run(source, destination, model, force=force)

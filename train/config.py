@@ -48,7 +48,7 @@ def _section(schema: type, about: str) -> Any:
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = _setting('biformer_tiny', 'any name that timm.create_model takes')
-    pretrained: bool = _setting(False, 'start from the published weights of `model.name`')
+    pretrained: bool = _setting(False, 'start from the published weights, where there are no `model.weights`')
     weights: str | None = _setting(
         None,
         'start from these weights: a run folder, a .safetensors or .pth file (official or from `attnzoo convert`), or '
@@ -131,7 +131,7 @@ class DataConfig:
 class TrainConfig:
     epochs: int = _setting(300, 'passes over the data', low=1, high=10**6)
     grad_accum: int = _setting(1, 'batches in one step of the optimizer', low=1, high=2**20)
-    clip: float | None = _setting(None, 'largest norm of the gradients; null: any', low=0)
+    clip: float | None = _setting(None, 'largest norm of the gradients; null or 0: any', low=0)
     smoothing: float = _setting(0.1, 'label smoothing', low=0, high=1)
     compile: bool = _setting(False, 'torch.compile the model')
     ema: float = _setting(
@@ -146,6 +146,9 @@ class OptimConfig:
     lr: float = _setting(1e-3, 'learning rate', low=0)
     lr_batch_size: int = _setting(
         0, "the batch that lr is for; lr is scaled to the run's total batch. 0: lr as it is", low=0
+    )
+    recipe_batch_size: int = _setting(
+        0, 'images in one step of all processes that the recipe is made for; a run far from it says so. 0: any', low=0
     )
     weight_decay: float = _setting(0.05, 'of matrices; biases and norms have none', low=0)
     momentum: float = _setting(0.9, 'of optimizers that have it', low=0, high=1)
@@ -174,7 +177,7 @@ class LogConfig:
 @dataclass(frozen=True)
 class Config:
     task: str = _setting('classification', 'what is trained', choices=('classification',))
-    output: str = _setting('', 'the run folder; empty: runs/<name of the config>')
+    output: str = _setting('', 'the run folder; empty: the name of the config, in runs/')
     seed: int = _setting(0, 'of everything that is drawn at random', low=0)
     resume: str = _setting(
         'auto', 'auto: go on where the run folder stopped; never: start over; or the run folder to go on from'
@@ -190,7 +193,10 @@ class Config:
 
 
 # What may change between the two halves of a run: nothing that its numbers depend on.
-FREE_TO_CHANGE = ('output', 'resume', 'device', 'data.root', 'data.workers', 'data.max_bad_images', 'log.')
+FREE_TO_CHANGE = (
+    *('output', 'resume', 'device', 'log.'),
+    *('data.root', 'data.workers', 'data.max_bad_images', 'optim.recipe_batch_size'),
+)
 
 
 def load(name: str, overrides: Sequence[str] = (), tell: Callable[[str], None] = say) -> Config:
@@ -275,10 +281,12 @@ def expected(item: dataclasses.Field) -> str:
         kind = f'[{", ".join([number] * limits["length"])}]'
         if limits.get('square'):
             kind = f'{number} or {kind}'
-    return ', '.join(filter(None, (kind, _bounds(limits)))) + (' or null' if '| None' in str(item.type) else '')
+    return ', '.join(filter(None, (kind, _bounds(limits)))) + (', or null' if '| None' in str(item.type) else '')
 
 
 def _bounds(limits: Mapping[str, Any]) -> str:
+    if 'low' in limits and 'high' in limits:
+        return f'from {limits["low"]} to {limits["high"]}'
     words = {'low': 'at least', 'above': 'above', 'high': 'at most', 'below': 'below'}
     bounds = ' and '.join(f'{word} {limits[name]}' for name, word in words.items() if name in limits)
     return f'{bounds}, the smaller first' if limits.get('rising') else bounds

@@ -3,14 +3,26 @@
 import difflib
 import errno
 import os
+import re
 import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a file system says to a path that somebody has named: not a bug of the program.
+NOT_ALLOWED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 class UserError(Exception):
@@ -30,10 +42,21 @@ def near(name: str, choices: Iterable[str]) -> str:
     return f'; did you mean {" or ".join(map(repr, found))}?' if found else ''
 
 
+def few(items: Sequence[str], count: int = 3) -> str:
+    """The first of many names: 'a, b, c, ...'."""
+    return ', '.join([*items[:count], *['...'] * (len(items) > count)])
+
+
 def one_line(error: BaseException, limit: int = 400) -> str:
     """An exception's text with its lines joined and cut at `limit` characters; its type where it has no text."""
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else f'{text[: limit - 4].rstrip()} ...'
+
+
+def complain(message: str) -> None:
+    """Print a message on stderr, as one line whatever stands in it."""
+    line = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', lambda match: ascii(match[0])[1:-1], message)
+    print(f'attnzoo: {line}', file=sys.stderr)
 
 
 def program() -> str:
@@ -51,6 +74,3 @@ def _shortest(path: str) -> str:
     """A path from the working directory where that is shorter and no step leads upwards."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
-
-
-first_line = one_line

@@ -1,14 +1,18 @@
 """What models there are, and the facts of one."""
 
+from pathlib import Path
+
 import timm
 from rich.table import Table
 from timm.models import PretrainedCfg
 
 from attnzoo.backbones import checkpoint_folder, official_file, placed_file
 
+from .checkpoint import load_weights
 from .console import console, show_table
-from .errors import UserError, near
-from .models import count_parameters, create, multiply_adds
+from .download import is_url
+from .errors import UserError, few, near, program
+from .models import count_parameters, create, multiply_adds, read, weights_file
 
 
 def show_list(pattern: str = '*') -> None:
@@ -27,9 +31,16 @@ def show_list(pattern: str = '*') -> None:
 
 
 def show_info(name: str) -> None:
-    """Print parameters, GMACs, input size, weights, paper and licence of a model of timm's registry."""
-    if not timm.is_model(name):
+    """Print what there is to know of a run, of a file of weights, or of a model of timm's registry."""
+    if is_url(name) or Path(name).exists():
+        _show_weights(weights_file(name))
+    elif timm.is_model(name):
+        _show_model(name)
+    else:
         raise UserError(f'no model {name!r}{near(name.split(".")[0], timm.list_models())}')
+
+
+def _show_model(name: str) -> None:
     model = create(name)
     cfg = PretrainedCfg(**model.pretrained_cfg)  # type: ignore[arg-type]
     multiplications = multiply_adds(name, cfg.input_size)
@@ -43,6 +54,27 @@ def show_info(name: str) -> None:
         'licence': cfg.license or 'not given',
     }
     show_table(name, rows)
+
+
+def _show_weights(path: Path) -> None:
+    state, spec, facts = read(path)
+    if spec is None:
+        raise UserError(f'{path}: does not say which model it is; `{program()} convert {path} DST --model NAME` does')
+    model = create(spec.name, num_classes=spec.num_classes, **spec.kwargs)
+    load_weights(model, state, str(path))
+    own, full = count_parameters(model) / 1e6, count_parameters(create(spec.name)) / 1e6
+    multiplications = multiply_adds(spec.name, spec.data['input_size'], num_classes=spec.num_classes, **spec.kwargs)
+    rows = {
+        'model': spec.name,
+        'model.kwargs': ', '.join(f'{key}={value}' for key, value in spec.kwargs.items()) or 'none',
+        'parameters': f'{own:.2f} M' + (f' of {full:.2f} M ({spec.name} as published)' if spec.kwargs else ''),
+        'GMACs': f'{multiplications / 1e9:.2f}' if multiplications else 'cannot be counted',
+        'input size': 'x'.join(map(str, spec.data['input_size'])),
+        'classes': f'{spec.num_classes}' + (f': {few(spec.classes)}' if spec.classes else ', without names'),
+        **{key: f'{value:g}' for key, value in facts.items()},
+        'file': f'{path}, {path.stat().st_size / 2**20:.1f} MiB',
+    }
+    show_table(str(path.parent if path.parent.joinpath('config.yaml').is_file() else path), rows)
 
 
 def _size(cfg: PretrainedCfg) -> str:
