@@ -86,13 +86,17 @@ class DataConfig:
     root: str = _setting('', 'folder of the data: for images, with train/ and val/ in it and a folder for each class')
     format: str = _setting(
         'auto',
-        "auto: scikit-learn's digits without a root, a folder with one. Else folder, digits, or a name of timm's "
-        'create_dataset with its prefix: hfds/NAME, wds/NAME, torch/NAME',
+        "auto: scikit-learn's digits without a root, a folder with one. Else folder, digits, torch/NAME (torchvision), "
+        'hfds/NAME (Hugging Face), hfids/NAME (the same as a stream) or wds/ (tar shards of webdataset)',
     )
-    train_split: str = _setting('train', 'name of the split to train on')
+    train_split: str = _setting('train', 'name of the split to train on; wds: shards, such as train-{0000..0146}.tar')
     val_split: str = _setting('validation', 'name of the split to score on')
-    input_key: str | None = _setting(None, 'hfds, wds: where a sample keeps its image')
-    target_key: str | None = _setting(None, 'hfds, wds: where a sample keeps its label')
+    input_key: str | None = _setting(
+        None, 'where a sample keeps its image: a column (hfds), or endings of files, jpg;png'
+    )
+    target_key: str | None = _setting(
+        None, 'where a sample keeps its label: a column (hfds), or a field of the .json (wds)'
+    )
     batch_size: int = _setting(128, 'images in a batch of one process', low=1, high=2**20)
     workers: int = _setting(4, 'processes that read images; no more than there are cores', low=0, high=1024)
     max_bad_images: int = _setting(100, 'images that cannot be read, before the run gives up', low=0)

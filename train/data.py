@@ -84,8 +84,8 @@ def _open(config: DataConfig, split: str) -> Samples:
     if kind == 'folder':
         return _open_folder(config, split)
     if kind == 'torch' and name:
-        options = {'split': split, 'download': True, 'input_key': keys[0], 'target_key': keys[1]}
-        return Torchvision(create_dataset(f'torch/{name}', root=config.root or None, **options), split)
+        dataset = create_dataset(f'torch/{name}', root=config.root or None, split=split, download=True)
+        return Torchvision(dataset, split)
     if kind == 'wds':
         from .shards import open_shards
 

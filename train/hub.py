@@ -61,7 +61,7 @@ class HubStream(Stream):
         self.rows = rows.cast_column(self.columns.image, datasets.Image(decode=False))
         self.classes = self.columns.classes
         info = (rows.info.splits or {}).get(self.split)
-        self.announced = int(count or getattr(info, 'num_examples', 0) or 0)
+        self.announced = int(count or (info.num_examples if info else 0) or 0)
 
     def __len__(self) -> int:
         return self.announced

@@ -6,6 +6,7 @@ stream.
 
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -15,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import webdataset
 from timm.data import create_dataset
 from timm.data.readers.targets import get_field
+from webdataset.tariterators import base_plus_ext
 
 from .errors import UserError, one_line
 from .images import UnreadableImage
@@ -31,7 +34,14 @@ def open_shards(root: str, split: str, image_key: str | None, label_key: str | N
 
     The number behind the bar is how many samples there are. A stream cannot do without it in training.
     """
-    reader = create_dataset('wds/', root=root, split=split, target_key=label_key).reader
+    logging.getLogger('timm.data.readers.reader_wds').setLevel(logging.ERROR)  # that there is no _info.json is no news
+    try:
+        reader = create_dataset('wds/', root=root, split=split, target_key=label_key).reader
+    except RuntimeError as error:
+        raise UserError(
+            f'no split {split} in {os.path.join(root, "_info.json")}; without that file name the shards themselves, '
+            'such as train-{0000..0146}.tar|1281167'
+        ) from error
     info = reader.split_info
     keys = _Keys((image_key or IMAGES).split(';'), label_key or info.alt_label)
     places = {name: name if _is_link(name) else os.path.join(root, name) for name in info.filenames}
@@ -102,7 +112,7 @@ class _Index:
 
 
 class Shards(Samples):
-    """Shards on a disk. Only their headers and labels are read beforehand, about 20,000 samples a second.
+    """Shards on a disk. Their headers and labels are read beforehand, which takes a minute for half a million samples.
 
     They are shuffled shard by shard with their neighbours, so that reading is mostly in the order of the disk.
     """
@@ -164,9 +174,8 @@ def _index(place: str, keys: _Keys) -> _Index:
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Key and members by ending of each sample, in webdataset's way: neighbours of one name, endings in lower case."""
-    from webdataset.tariterators import base_plus_ext
-
-    current, members = None, {}
+    current = ''
+    members: dict[str, tarfile.TarInfo] = {}
     for member in tar:
         tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member
         key, ending = base_plus_ext(member.name)
@@ -192,8 +201,6 @@ class ShardStream(Stream):
         return self.announced
 
     def walk(self, seed: int | None) -> Iterator[Raw]:
-        import webdataset
-
         places = list(self.places)
         if seed is not None:
             random.Random(seed).shuffle(places)

@@ -256,7 +256,9 @@ def test_splits_and_labels_of_an_info_file(shards: Path, tmp_path: Path):
     assert [few[index][1] for index in range(len(few))] == [1, 2, 0, 1, 2]  # a negative label is none
     every = data.open_dataset(dataclasses.replace(config, target_key='label'), 'with-json.tar|6')
     assert [every[index][1] for index in range(len(every))] == [0, 1, 2, 0, 1, 2]
-    with pytest.raises(UserError, match='split nothing not found'):
+    with pytest.raises(
+        UserError, match=r'no split nothing in .*_info.json; without that file name the shards themselves'
+    ):
         data.open_dataset(config, 'nothing')
 
 
