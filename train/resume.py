@@ -11,6 +11,7 @@ from .errors import UserError
 from .run_folder import RunFolder
 
 MISSING = 'not there'
+PARTS = {'model', 'ema', 'optimizer', 'scaler', 'progress', 'bad_images', 'processes', 'data', 'config'}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ def find_origin(config: Config, folder: RunFolder, processes: int) -> Origin | N
                 'resume=never starts it over'
             )
         return None
-    origin = Origin(path, load_state(state))
+    content = load_state(state)
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
+        raise UserError(
+            f'{state} is of another version of attnzoo: output=DIR leaves it alone, resume=never starts it over'
+        )
+    origin = Origin(path, content)
     _check_settings(config, origin, processes)
     return origin
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
@@ -42,6 +43,18 @@ class Result:
     err: str
 
 
+def forget_accelerators() -> None:
+    """Let the next one of this process have settings of its own."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    forget_accelerators()
+    return Accelerator(cpu=True)
+
+
 @pytest.fixture
 def attnzoo(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run the command line in this process, past its console script."""
@@ -49,8 +62,7 @@ def attnzoo(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, 'argv', ['attnzoo', *map(str, arguments)])
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._shared_state.clear()
+        forget_accelerators()
         capfd.readouterr()
         try:
             cli.main()
@@ -110,8 +122,8 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
     """`python -m attnzoo ...` as a process of its own."""
     started = []
 
-    def run(*arguments: object, **options: Any) -> subprocess.Popen:
-        command = [sys.executable, '-m', 'attnzoo', *map(str, arguments)]
+    def run(*arguments: object, module: str = 'attnzoo', **options: Any) -> subprocess.Popen:
+        command = [sys.executable, '-m', module, *map(str, arguments)]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
         started.append(subprocess.Popen(command, env=environment, **pipes, **options))
         return started[-1]
@@ -120,6 +132,17 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def launch(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Popen]:
+    """`attnzoo ...`, or a program, in several processes."""
+
+    def run(processes: int, *arguments: object, program: tuple[str, ...] = ('-m', 'attnzoo')) -> subprocess.Popen:
+        options = ('--standalone', '--nproc_per_node', processes)
+        return start(*options, *program, *arguments, module='torch.distributed.run')
+
+    return run
 
 
 @pytest.fixture(scope='session')

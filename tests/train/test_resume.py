@@ -4,14 +4,15 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from attnzoo.train import classification, data
 from attnzoo.train.checkpoint import load_state
 from attnzoo.train.errors import program
 
@@ -77,14 +78,44 @@ def test_ctrl_c_in_an_epoch_and_resume_end_with_the_same_bits(
     assert_same_end(whole, broken)
 
 
-def test_ctrl_c_between_the_last_step_of_an_epoch_and_its_scores(arguments, tmp_path, start, stop, attnzoo):
+class Interrupting:
+    """Held-out batches that send Ctrl-C to this process while they are scored for the n-th time."""
+
+    def __init__(self, batches: Iterable, number: int):
+        self.batches, self.left = batches, number
+
+    def __iter__(self) -> Iterator:
+        self.left -= 1
+        for batch in self.batches:
+            yield batch
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize('scoring', ['of an epoch', 'of the last weights', 'of the best'])
+def test_ctrl_c_while_scoring_loses_nothing(scoring, arguments, tmp_path, attnzoo, monkeypatch):
+    """Four epochs, then the last weights without their average, then the best."""
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    settings = (*arguments, 'train.grad_accum=18')  # the only step of an epoch is its last
-    assert attnzoo(*settings, f'output={whole}').code == 0
-    assert stop(start(*settings, f'output={broken}'), signal.SIGINT, lambda: lines_of(broken) >= 1).code == 130
-    assert load_state(broken / 'last.state')['progress']['batch'] == 18
-    assert attnzoo(*settings, f'output={broken}').code == 0
+    assert attnzoo(*arguments, f'output={whole}').code == 0
+    number = {'of an epoch': 2, 'of the last weights': 5, 'of the best': 6}[scoring]
+    with monkeypatch.context() as patched:
+        patched.setattr(classification, 'eval_loader', lambda *args: Interrupting(data.eval_loader(*args), number))
+        stopped = attnzoo(*arguments, f'output={broken}')
+    progress = load_state(broken / 'last.state')['progress']
+    if scoring == 'of an epoch':
+        assert stopped.code == 130 and 'stopped in epoch 2 after batch 18 of 18, and saved' in stopped.out, stopped
+        assert (progress['epoch'], progress['batch']) == (1, 18)
+    else:
+        assert stopped.code == 130 and 'all epochs are done and saved' in stopped.out, stopped
+        assert progress['epoch'] == 4 and not (broken / 'summary.json').exists()
+    assert attnzoo(*arguments, f'output={broken}').code == 0
     assert_same_end(whole, broken)
+    lines = [json.loads(line) for line in (broken / 'metrics.jsonl').read_text().splitlines()]
+    assert all(line['images_per_second'] > 1 for line in lines)  # of the epoch, not of what was left of it
+    summaries = [json.loads((run / 'summary.json').read_text()) for run in (whole, broken)]
+    assert (
+        summaries[0]['top1'] == summaries[1]['top1'] and summaries[0]['last_raw_top1'] == summaries[1]['last_raw_top1']
+    )
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(arguments, tmp_path, start, stop, attnzoo):
@@ -141,6 +172,71 @@ def test_settings_that_matter_may_not_change_between_the_halves(arguments, tmp_p
     assert finished.code == 0 and 'has done its 4 epochs; resume=never starts it over' in finished.out
 
 
+def test_arguments_of_the_model_that_are_added_or_taken_away_are_noticed(recipe, images, tmp_path, attnzoo, refused):
+    run = tmp_path / 'run'
+    arguments = ('train', recipe, f'data.root={images}', f'output={run}')
+    assert attnzoo(*arguments, 'model.kwargs.drop_rate=0.1').code == 0
+    assert 'model.kwargs.drop_rate=0.1 (now not there)' in refused(*arguments)
+    added = refused(*arguments, 'model.kwargs.drop_rate=0.1', 'model.kwargs.in_chans=3')
+    assert 'was begun with model.kwargs.in_chans=not there (now 3): ' in added
+
+
+def test_a_run_knows_its_data_wherever_it_lies(recipe, images, tmp_path, attnzoo, refused):
+    run, moved = tmp_path / 'run', tmp_path / 'moved'
+    arguments = ('train', recipe, f'output={run}')
+    assert attnzoo(*arguments, f'data.root={images}').code == 0
+    before = (run / 'summary.json').read_bytes()
+    images.rename(moved)
+    finished = attnzoo(*arguments, f'data.root={moved}')
+    assert finished.code == 0 and 'has done its 2 epochs' in finished.out
+
+    image = Image.open(moved / 'train' / 'red' / '00.png')
+    image.save(moved / 'train' / 'red' / 'more.png')
+    line = refused(*arguments, f'data.root={moved}')
+    assert f"{run} was begun with other data than data.root='{moved}': training images 72, now 73; " in line
+    assert 'output=DIR leaves it alone, resume=never starts it over' in line
+    (moved / 'train' / 'red' / 'more.png').unlink()
+
+    (moved / 'train' / 'red').rename(moved / 'train' / 'rose')
+    (moved / 'val' / 'red').rename(moved / 'val' / 'rose')
+    assert '3 classes, now 3: red is gone and rose is new' in refused(*arguments, f'data.root={moved}')
+    # The run of the digits, with their ten classes and no folder.
+    assert 'format folder, now digits; 3 classes, now 10: ' in refused(*arguments, 'data.root=')
+    assert (run / 'summary.json').read_bytes() == before
+
+
+def test_a_run_of_other_data_is_not_gone_on_with(arguments, images, tmp_path, start, stop, refused):
+    run = tmp_path / 'run'
+    assert stop(start(*arguments, f'output={run}'), signal.SIGINT, lambda: lines_of(run) >= 1).code == 130
+    before = (run / 'last.state').read_bytes()
+    (images / 'val' / 'red' / '00.png').unlink()
+    assert 'held-out images 24, now 23; ' in refused(*arguments, f'output={run}')
+    assert (run / 'last.state').read_bytes() == before
+
+
+def test_a_finished_run_can_be_made_longer_and_not_shorter(recipe, images, tmp_path, attnzoo, refused):
+    run = tmp_path / 'run'
+    arguments = ('train', recipe, f'data.root={images}', f'output={run}')
+    assert attnzoo(*arguments).code == 0
+    first = (run / 'metrics.jsonl').read_text()
+    longer = attnzoo(*arguments, 'train.epochs=3')
+    assert longer.code == 0, longer
+    # A third of the cosine is left from here, instead of its end.
+    assert '2 epochs become 3: the learning rate follows the longer schedule from here, at 0.000758' in longer.out
+    lines = (run / 'metrics.jsonl').read_text()
+    assert lines.startswith(first) and lines_of(run) == 3 and json.loads(lines.splitlines()[-1])['update'] == 27
+    assert json.loads((run / 'summary.json').read_text())['epochs'] == 3
+    again = attnzoo(*arguments, 'train.epochs=3')
+    assert again.code == 0 and 'has done its 3 epochs' in again.out
+    assert 'train.epochs=3 (now 2)' in refused(*arguments)
+
+
+def test_a_run_that_has_not_finished_keeps_its_length(arguments, tmp_path, start, stop, refused):
+    run = tmp_path / 'run'
+    assert stop(start(*arguments, f'output={run}'), signal.SIGINT, lambda: lines_of(run) >= 1).code == 130
+    assert 'train.epochs=4 (now 6)' in refused(*arguments, f'output={run}', 'train.epochs=6')
+
+
 def test_a_second_ctrl_c_quits_at_once(arguments, tmp_path, start):
     run = tmp_path / 'run'
     # So many batches make one step that the first Ctrl-C cannot be granted for minutes.
@@ -151,24 +247,3 @@ def test_a_second_ctrl_c_quits_at_once(arguments, tmp_path, start):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert load_state(run / 'last.state')['progress']['update'] == 0  # as it was saved before the first step
-
-
-def test_two_processes_make_one_run(recipe: Path, images: Path, tmp_path: Path, environment: dict[str, str]):
-    run = tmp_path / 'run'
-    settings = (f'data.root={images}', f'output={run}', 'device=cpu', 'train.ema=0.9')
-    launch = ['torch.distributed.run', '--nproc_per_node', '2', '--master_port']
-    port = str(20000 + os.getpid() % 20000)
-    process = subprocess.run(
-        [sys.executable, '-m', *launch, port, '-m', 'attnzoo', 'train', str(recipe), *settings],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert process.returncode == 0, process
-    assert process.stdout.count('epoch 2/2') == 1, process
-    lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
-    assert [line['update'] for line in lines] == [4, 8]
-    summary = json.loads((run / 'summary.json').read_text())
-    assert summary['images'] == 24 and summary['top1'] > 60
-    assert json.loads((run / 'environment.json').read_text())['processes'] == 2
