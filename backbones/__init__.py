@@ -2,9 +2,11 @@
 
 from ._weights import WeightsNotFoundError, checkpoint_filter, checkpoint_folder, official_file, placed_file
 from .biformer import BiFormer
+from .maxvit import MaxViT
 
 __all__ = [
     'BiFormer',
+    'MaxViT',
     'WeightsNotFoundError',
     'checkpoint_filter',
     'checkpoint_folder',

@@ -5,6 +5,7 @@ Papers:
 """
 
 import torch
+from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
@@ -58,11 +59,16 @@ class GridAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = make_dropout('proj_drop', proj_drop)
 
+    def set_window(self, window: int | tuple[int, int]) -> None:
+        """Change the window, and resize the table of position biases to it."""
+        self.window = window_size('window', window)
+        self.rel_pos.set_window(self.window)
+
     def forward(self, x: Tensor) -> Tensor:
         check_map(x, self.dim)
         _, H, W, _ = x.shape
         window = fit_window(H, W, self.window)
-        table, index = self.rel_pos(window)
+        table, index = self.rel_pos.look_up(window)
         out = window_attention(
             self.qkv(x),
             partition=self.partition,
@@ -86,8 +92,8 @@ class RelativePositionBias(nn.Module):
 
     Legend: T = (2Wh - 1) * (2Ww - 1) offsets, N = h * w tokens.
 
-    Shape: a window (h, w), at most (Wh, Ww) -> the bias table [T, num_heads] and the index [N, N] into its rows, as
-    `attnzoo.kernels.window_attention` takes them.
+    `look_up` takes a window (h, w), at most (Wh, Ww), and returns the table [T, num_heads] and the index [N, N] into its
+    rows, as `attnzoo.kernels.window_attention` takes them.
     """
 
     relative_position_index: Tensor
@@ -113,7 +119,21 @@ class RelativePositionBias(nn.Module):
         # Transposed: this table goes by the offset from the query to the key.
         self.relative_position_index.copy_(relative_position_index(self.window).t())
 
-    def forward(self, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def set_window(self, window: tuple[int, int]) -> None:
+        """Resize the table as timm does; its dtype, device and `requires_grad` stay."""
+        if window == self.window:
+            return
+        table, tokens = self.relative_position_bias_table, window[0] * window[1]
+        shape = (table.shape[0], 2 * window[0] - 1, 2 * window[1] - 1)
+        resized = resize_rel_pos_bias_table(table.detach(), window, shape)
+        self.window = window
+        self.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
+        self.relative_position_index = self.relative_position_index.new_empty(tokens, tokens)
+        self.init_non_persistent_buffers()
+
+    def look_up(self, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The bias table and the index of a window."""
+        # Not `forward`: hooks such as a FLOP counter's refuse an output that is, without gradients, a parameter's view.
         return (
             self.relative_position_bias_table.flatten(1).t(),
             crop_index(self.relative_position_index, self.window, window),
