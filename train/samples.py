@@ -194,7 +194,8 @@ class Torchvision(Samples):
         return self.dataset[item]
 
     def name(self, item: int) -> str:
-        return f'{self.split} image {item}'
+        files = getattr(self.dataset, 'samples', None)  # of a dataset that lies in folders
+        return str(files[item][0]) if files else f'{self.split} image {item}'
 
 
 def pick_split(wanted: str, there: Sequence[str], where: str, remarks: list[str]) -> str:

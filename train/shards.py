@@ -39,7 +39,7 @@ def open_shards(root: str, split: str, image_key: str | None, label_key: str | N
         reader = create_dataset('wds/', root=root, split=split, target_key=label_key).reader
     except RuntimeError as error:
         raise UserError(
-            f'no split {split} in {os.path.join(root, "_info.json")}; without that file name the shards themselves, '
+            f'data.format=wds/: no split {split} in {os.path.join(root, "_info.json")}; without that file name the shards themselves, '
             'such as train-{0000..0146}.tar|1281167'
         ) from error
     info = reader.split_info

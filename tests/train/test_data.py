@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attnzoo.train import data
 from attnzoo.train.config import AugmentConfig, DataConfig
@@ -186,6 +187,19 @@ def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
     assert len(samples.classes) == 10
     images, labels, bad = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 10, 0, 1)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
+
+
+def test_folders_of_torchvision_are_decoded_like_ours(images: Path):
+    wide = images / 'val' / 'red' / '00.png'
+    Image.fromarray(np.full((8, 8), 32896, np.uint16)).save(wide)
+    (images / 'val' / 'red' / '01.png').write_bytes(b'')
+    config = DataConfig(root=str(images), format='torch/image_folder', batch_size=24, workers=0)
+    samples = data.open_dataset(config, 'validation')
+    assert samples.classes == ['blue', 'green', 'red']
+    pixels, labels, problems = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1)))
+    assert problems == [(str(images / 'val' / 'red' / '01.png'), 'not an image in a format that can be read')]
+    assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 7
+    assert torch.allclose(pixels[16], torch.tensor(2 * 128 / 255 - 1), atol=1e-6)
 
 
 SPAWNED = """
