@@ -38,9 +38,10 @@ def open_shards(root: str, split: str, image_key: str | None, label_key: str | N
     try:
         reader = create_dataset('wds/', root=root, split=split, target_key=label_key).reader
     except RuntimeError as error:
+        info = os.path.join(root, '_info.json')
         raise UserError(
-            f'data.format=wds/: no split {split} in {os.path.join(root, "_info.json")}; without that file name the shards themselves, '
-            'such as train-{0000..0146}.tar|1281167'
+            f'data.format=wds/: no split {split} in {info}; without that file name the shards themselves, such as '
+            'train-{0000..0146}.tar|1281167'
         ) from error
     info = reader.split_info
     keys = _Keys((image_key or IMAGES).split(';'), label_key or info.alt_label)
