@@ -39,7 +39,7 @@ def official_gmacs(name):
     for card in (ROOT / 'model_cards').glob('*.md'):
         for entry in yaml.safe_load(card.read_text().split('---')[1])['models']:
             if entry['name'] == name:
-                return entry['gmacs']
+                return entry.get('official_gmacs', entry['gmacs'])
     if name not in TIMM_GMACS:
         raise SystemExit(f'{name}: no model card states its GMACs; known besides: {", ".join(TIMM_GMACS)}')
     return TIMM_GMACS[name]

@@ -1,69 +1,35 @@
-"""The cross-scale embedding, in the official CrossFormer-T."""
+"""The cross-scale embedding against its definition; the tests of CrossFormer compare it with the official one."""
 
 import pytest
 import torch
-from check import check
-from timm.layers import Mlp
 from torch import nn
 
-from attnzoo.blocks import CrossScaleEmbedding, LongShortAttention
-
-DIMS, DEPTHS, INTERVALS = (64, 128, 256, 512), (1, 1, 8, 6), (8, 4, 2, 1)
+from attnzoo.blocks import CrossScaleEmbedding
 
 
-class Block(nn.Module):
-    def __init__(self, dim, interval):
-        super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(dim), LongShortAttention(dim, dim // 32, group=7, interval=interval)
-        self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, 4 * dim)
-
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class CrossFormerTiny(nn.Module):
-    """Embeddings and attention are ours, the rest is what the paper says."""
-
-    def __init__(self):
-        super().__init__()
-        merge = dict(kernels=(2, 4), stride=2, norm_first=True)
-        self.embeddings = nn.ModuleList(
-            [CrossScaleEmbedding(3, 64)] + [CrossScaleEmbedding(dim, 2 * dim, **merge) for dim in DIMS[:3]]
-        )
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, interval if i % 2 else 1) for i in range(depth)))
-            for dim, depth, interval in zip(DIMS, DEPTHS, INTERVALS, strict=True)
-        )
-        self.norm, self.head = nn.LayerNorm(512), nn.Linear(512, 1000)
-
-    def features(self, x):
-        x, maps = x.permute(0, 2, 3, 1), []
-        for embedding, stage in zip(self.embeddings, self.stages, strict=True):
-            x = stage(embedding(x))
-            maps.append(x.permute(0, 3, 1, 2))
-        return maps
-
-    def forward(self, x):
-        return self.head(self.norm(self.features(x)[-1].flatten(2).transpose(1, 2)).mean(1))
-
-
-def from_official(state_dict):
-    renamed = {}
-    for key, value in state_dict.items():
-        if key.startswith('layers.'):
-            stage, key = int(key.split('.')[1]), key.split('.', 2)[2]
-            if key.startswith('downsample.'):
-                key = f'embeddings.{stage + 1}.' + key.removeprefix('downsample.').replace('reductions', 'projs')
-            else:
-                key = f'stages.{stage}.' + key.removeprefix('blocks.')
-        renamed[key.replace('patch_embed.', 'embeddings.0.')] = value
-    return renamed
-
-
-def test_crossformer_equals_the_official_model():
-    """Logits, gradients and maps at 224; maps of the dense code at 256 x 192, whose last stage (8 x 6) is one group."""
-    assert check('crossformer_tiny', lambda entry: CrossFormerTiny(), from_official, CrossFormerTiny.features)
+@pytest.mark.parametrize('channels_first', [False, True])
+@pytest.mark.parametrize('norm_first', [False, True])
+def test_patches_of_each_size_have_the_same_centres(norm_first, channels_first):
+    """Channel by channel: what each kernel gives for a patch, cut out of the padded map."""
+    torch.manual_seed(0)
+    kernels, stride = (4, 8, 16), 4
+    module = CrossScaleEmbedding(3, 8, kernels, stride, norm_first, channels_first, dtype=torch.float64)
+    torch.nn.init.normal_(module.norm.weight), torch.nn.init.normal_(module.norm.bias)
+    x = torch.randn(2, 12, 21, 3, dtype=torch.float64)
+    padded = nn.functional.pad(module.norm(x) if norm_first else x, (0, 0, 6, 6, 6, 6))
+    expected = torch.empty(2, 3, 5, 8, dtype=torch.float64)
+    for row in range(3):
+        for column in range(5):
+            parts = []
+            for kernel, proj in zip(kernels, module.projs, strict=True):
+                top, left = stride * row + 8 - kernel // 2, stride * column + 8 - kernel // 2
+                patch = padded[:, top : top + kernel, left : left + kernel]
+                parts.append(torch.einsum('byxc,dcyx->bd', patch, proj.weight) + proj.bias)
+            expected[:, row, column] = torch.cat(parts, 1)
+    assert [proj.weight.shape[0] for proj in module.projs] == [4, 2, 2]
+    expected = expected if norm_first else module.norm(expected)
+    out = module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if channels_first else module(x)
+    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize('size', [(4, 4), (13, 30)])
