@@ -23,7 +23,7 @@ from .console import say
 from .errors import UserError, near, one_line
 
 _DEEPEST = 20  # levels of lists and mappings in one value: no setting is deeper, and YAML can nest a value in itself
-_LARGEST = 2.0**63  # PyTorch and NumPy hold no larger integers
+_LARGEST = 2**63 - 1  # PyTorch and NumPy hold no larger integers
 _OWN_SETTINGS = ('name', 'pretrained', 'num_classes')  # arguments of a model that are no model.kwargs
 
 
@@ -321,7 +321,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition('=')
     if not separator or not key or key.startswith('-'):
-        raise UserError(f'{override!r} is no setting: settings follow the config as key=value, such as seed=1')
+        raise UserError(f'{_shown(override)} is no setting: settings follow the config as key=value, such as seed=1')
     shown = key if key.isprintable() else repr(key)
     try:
         # Under a key of our own: what OmegaConf reads into the signs of a key has no use here.
@@ -404,8 +404,10 @@ def _check_plain(key: str, value: Any, depth: int = 0) -> None:
         # Control characters and halves of surrogate pairs fit into no file name and no YAML file.
         if any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in value):
             raise UserError(f'{key}: got {_shown(value)}, which holds a control character')
-    elif isinstance(value, (int, float)) and not abs(value) < _LARGEST:  # nan is not either
-        raise UserError(f'{key}: got {_shown(value)}, expected a finite number below {_LARGEST:.1e}')
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise UserError(f'{key}: got {_shown(value)}, expected at most {_LARGEST}')
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'{key}: got {value}, expected a finite number')
     elif value is not None and not isinstance(value, (int, float)):
         raise UserError(f'{key}: got a {type(value).__name__}, expected a number, text, list or mapping')
 

@@ -73,4 +73,7 @@ def program() -> str:
 def _shortest(path: str) -> str:
     """A path from the working directory where that is shorter and no step leads upwards."""
     here = Path.cwd()
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    if not Path(path).is_relative_to(here):
+        return path
+    inside = str(Path(path).relative_to(here))
+    return inside if os.sep in inside else os.path.join('.', inside)  # a shell looks for a bare name on its PATH

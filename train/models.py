@@ -181,6 +181,8 @@ def spec_of(model: nn.Module, name: str, kwargs: Mapping[str, Any], classes: lis
     Args:
         settings: of `IMAGE_SETTINGS`, over what its pretrained_cfg says about its images; None where that holds.
     """
+    if not hasattr(model, 'num_classes'):  # features_only
+        raise UserError(f'model.kwargs: {name} is no classifier with {", ".join(kwargs)}')
     data = with_image_settings(resolve_model_data_config(model), settings, getattr(model, 'in_chans', 3))
     return ModelSpec(name, int(model.num_classes), dict(kwargs), data, classes)  # type: ignore[arg-type]
 

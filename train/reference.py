@@ -46,7 +46,9 @@ def show_recipes(pattern: str = '*') -> None:
     """Print the packaged recipes that match a pattern with wildcards: name, model, and what their first line says."""
     found = {name: path for name, path in recipes().items() if fnmatch(name, f'*{pattern}')}
     if not found:
-        raise UserError(f'no recipe matches {pattern!r}{near(pattern.strip("*"), recipes())}')
+        raise UserError(
+            f'no recipe matches {pattern!r}{near(pattern.strip("*"), [path.stem for path in recipes().values()])}'
+        )
     table = Table(Column('recipe', no_wrap=True), Column('model', no_wrap=True), 'what it does')
     for name, path in found.items():
         first, *_ = path.read_text(encoding='utf-8').splitlines()

@@ -36,12 +36,12 @@ def score(target: str, overrides: Sequence[str]) -> None:
             raise UserError(f'{key}: of the settings, eval takes data.*, log.*, device, precision and seed')
     settings = _settings_of_run(Path(target))
     config = load(str(settings), overrides) if settings else resolve({}, overrides)
+    model, spec, source = models.load(target)
     if not (settings or config.data.root or config.data.format != 'auto'):
         raise UserError(
             f'{target}: on which images? `{program()} eval {target} data.root=PATH` takes those of PATH/val, '
             "data.format=digits scikit-learn's digits, data.format=hfds/NAME a data set that timm opens"
         )
-    model, spec, source = models.load(target)
     accelerator = make_accelerator(config)
     scores = _score(config, model, spec, accelerator)
     if accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """The verbs, as a user calls them."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+
+from attnzoo.train import config
+from attnzoo.train.errors import program
 
 # Packages of the extras: a plain `pip install attnzoo` has none of them.
 EXTRAS = ('accelerate', 'albumentations', 'matplotlib', 'omegaconf', 'sklearn', 'tensorboard', 'torchmetrics')
@@ -108,6 +112,17 @@ def test_info_tells_the_facts_of_a_model(attnzoo):
         (('train', '{recipe}', 'model.name=biformer_tinny'), "no model 'biformer_tinny'; did you mean 'biformer_tiny'"),
         (('train', '{recipe}', 'model.kwargs.regoins=3'), 'model.kwargs do not fit biformer_tiny: '),
         (('train', '{recipe}', 'model.pretrained=true'), 'cannot create biformer_tiny: biformer_tiny.in1k: no working'),
+        (('train', '{recipe}', 'schedule.warmup_lr=['), "schedule.warmup_lr: got '[', which is no YAML: "),
+        (('train', '{recipe}', 'output=${{x}}'), "output: got '${x}': settings know no interpolation"),
+        (('train', '{recipe}', 'optim.lr=nan'), 'optim.lr: got nan, expected float, at least 0'),
+        (('train', '{recipe}', 'model.kwargs.num_classes=3'), 'model.kwargs.num_classes: model.num_classes sets it'),
+        (
+            ('train', '{recipe}', 'model.kwargs={{features_only: true}}'),
+            'model.kwargs: biformer_tiny is no classifier with features_only',
+        ),
+        (('train', '{recipe}', 'model.weights=nowhere'), 'nowhere: no run folder, no file and no URL'),
+        (('config', 'data.stdd'), "no setting 'data.stdd'; did you mean 'data.std'"),
+        (('list', '--recipes', 'finetun'), "no recipe matches 'finetun'; did you mean 'finetune'"),
         (('train', '{recipe}', 'optim.name=adamm'), 'optim.name=adamm: '),
         (('train', '{recipe}', 'schedule.warmup_epochs=2'), 'schedule.warmup_epochs=2 leaves nothing of 2 epochs'),
         (('train', '{recipe}', 'train.epoch=3'), "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
@@ -116,7 +131,12 @@ def test_info_tells_the_facts_of_a_model(attnzoo):
         (('train', '{recipe}', 'device=mps'), 'device=mps: there is none here'),
         (('eval', 'nowhere'), "'nowhere' is neither a run folder nor a model"),
         (('eval', '{images}'), 'no run folder: it holds neither best.safetensors nor last.safetensors'),
-        (('predict', 'biformer_tiny', 'no.png', 'none.png'), 'no such image: no.png, none.png'),
+        (('predict', 'biformer_tiny', 'none.png'), 'cannot read image none.png: no such file'),
+        (
+            ('predict', 'biformer_tiny', 'none.png', '--device', 'gpu'),
+            'device=gpu: expected one of auto, cuda, mps, cpu',
+        ),
+        (('predict', 'biformer_tiny', 'none.png', '--json', 'no/out.json'), 'no/out.json: no folder no'),
         (('predict', 'biformer_tinny', '{images}/val/red/00.png'), "did you mean 'biformer_tiny'"),
         (
             ('predict', 'biformer_tiny', '{images}/val/red/00.png'),
@@ -128,7 +148,7 @@ def test_bad_input_is_one_line(arguments, message, recipe, images, tmp_path, mon
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'no weights'))
     monkeypatch.chdir(tmp_path)
     assert message in refused(*(argument.format(recipe=recipe, images=images) for argument in arguments))
-    assert not (tmp_path / 'runs').exists()
+    assert not (tmp_path / 'runs' / 'tiny').exists()
 
 
 def test_a_model_of_another_image_size_is_told_before_training(tmp_path, refused):
@@ -137,3 +157,62 @@ def test_a_model_of_another_image_size_is_told_before_training(tmp_path, refused
     line = refused('train', recipe, f'output={tmp_path / "run"}', 'schedule.warmup_epochs=0')
     assert line.startswith('test_vit_relpos does not take images of (3, 32, 32): ')
     assert line.endswith('or model.kwargs.img_size=32 where the model has that argument')
+
+
+def test_what_a_file_system_refuses_is_one_line(refused, tmp_path, images):
+    (tmp_path / 'file').write_text('')
+    image = images / 'val' / 'red' / '00.png'
+    line = refused('predict', 'biformer_tiny', image, '--json', tmp_path / 'file' / 'out.json')
+    assert line.startswith(f'{tmp_path}/file/out.json: no folder')
+    assert 'File name too long' in refused('info', 'x' * 5000)
+
+
+def test_the_version_is_that_of_the_package(attnzoo):
+    assert attnzoo('--version').out.strip() == importlib.metadata.version('attnzoo')
+
+
+def test_recipes_are_listed_with_their_model_and_first_line(attnzoo, monkeypatch):
+    monkeypatch.setattr('attnzoo.train.console.console.width', 200)
+    out = attnzoo('list', '--recipes').out
+    for name, path in config.recipes().items():
+        [line] = [line for line in out.splitlines() if f' {name} ' in line]
+        assert config.load(name).model.name in line
+        assert path.read_text().splitlines()[0].removeprefix('# ')[:40] in line
+    assert 'digits' not in attnzoo('list', '--recipes', '*finetune').out
+
+
+def test_the_page_of_settings_is_what_the_command_prints(attnzoo, root):
+    """`attnzoo config --markdown > docs/settings.md` writes it."""
+    page = (root / 'docs' / 'settings.md').read_text()
+    assert attnzoo('config', '--markdown').out == page
+    for key, _ in config.fields():
+        assert f'| `{key}` |' in page
+
+
+def test_a_setting_is_explained(attnzoo):
+    out = attnzoo('config', 'data.std').out
+    assert out.splitlines()[0] == 'data.std=null' and 'standard deviation' in out and 'above 0' in out
+    section = attnzoo('config', 'data.augment').out
+    assert 'data.augment.mixup=0.0' in section and 'data.root' not in section
+    everything = attnzoo('config').out.splitlines()
+    assert [key for key, _ in config.fields()] == [line.split('=')[0] for line in everything if line[0] != ' ']
+
+
+def test_hints_name_a_program_that_the_shell_finds(tmp_path, monkeypatch):
+    scripts = tmp_path / 'venv' / 'bin'
+    scripts.mkdir(parents=True)
+    script = scripts / 'attnzoo'
+    script.write_text('#!/bin/sh\n')
+    script.chmod(0o755)
+    monkeypatch.setattr('sysconfig.get_path', lambda _: str(scripts))
+    monkeypatch.setenv('PATH', str(scripts))
+    assert program() == 'attnzoo'
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert program() == 'venv/bin/attnzoo'
+    monkeypatch.chdir(scripts)
+    assert program() == './attnzoo'
+    monkeypatch.chdir('/')
+    assert program() in (str(script), str(script).removeprefix('/'))
+    script.unlink()
+    assert program().endswith('python -m attnzoo') or ' -m attnzoo' in program()
