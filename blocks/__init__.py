@@ -4,22 +4,36 @@ from timm.layers import register_notrace_function
 
 from attnzoo.kernels import PUBLIC_FUNCTIONS
 
+from .aggregated import AggregatedAttention
 from .bi_level import BiLevelRoutingAttention
+from .channel_group import ChannelGroupAttention
+from .conditional_position import ConditionalPositionEncoding
+from .continuous_position_bias import ContinuousPositionBias
+from .convolutional_glu import ConvolutionalGLU
 from .cross_scale import CrossScaleEmbedding
+from .dual_attention import DualAttention
 from .dynamic_position_bias import DynamicPositionBias
 from .global_attention import GlobalAttention
 from .grid import BlockAttention, GridAttention
+from .length_scaled import LengthScaledAttention
 from .long_short import LongShortAttention
 from .multi_axis import MBConv, MultiAxisAttention
 from .window import WindowAttention
 
 __all__ = [
+    'AggregatedAttention',
     'BiLevelRoutingAttention',
     'BlockAttention',
+    'ChannelGroupAttention',
+    'ConditionalPositionEncoding',
+    'ContinuousPositionBias',
+    'ConvolutionalGLU',
     'CrossScaleEmbedding',
+    'DualAttention',
     'DynamicPositionBias',
     'GlobalAttention',
     'GridAttention',
+    'LengthScaledAttention',
     'LongShortAttention',
     'MBConv',
     'MultiAxisAttention',

@@ -1,9 +1,8 @@
-"""Window attention against the official modules of Swin and DaViT, and timm's."""
+"""Window attention against the official modules of Swin, and timm's."""
 
 import pytest
 import torch
 from check import check_block
-from timm.layers import Mlp
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
@@ -21,38 +20,6 @@ def test_equals_the_official_module():
 def test_equals_the_official_swin_block(shift, transformer_block):
     attention = WindowAttention(24, num_heads=3, window=4, shift=shift)
     assert check_block(f'swin_block_shift{shift}', transformer_block(24, attention, (8, 12)))
-
-
-class PositionConvolution(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x):
-        return x + self.proj(x)
-
-
-class SpatialBlock(nn.Module):
-    """DaViT's, around our attention."""
-
-    def __init__(self, dim, attn):
-        super().__init__()
-        self.cpe = nn.ModuleList([PositionConvolution(dim), PositionConvolution(dim)])
-        self.norm1, self.attn = nn.LayerNorm(dim), attn
-        self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, 4 * dim)
-
-    def forward(self, x):
-        x = self.cpe[0](x).permute(0, 2, 3, 1)
-        x = x + self.attn(self.norm1(x))
-        x = self.cpe[1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return (x + self.mlp(self.norm2(x))).permute(0, 3, 1, 2)
-
-
-def test_equals_the_official_davit_block():
-    """Without a position bias; the second run is a map that the windows do not divide."""
-    assert check_block(
-        'davit_spatial_block', SpatialBlock(24, WindowAttention(24, num_heads=3, window=4, position_bias=False))
-    )
 
 
 @pytest.mark.parametrize('window, shift', [((4, 3), (0, 0)), ((4, 3), (2, 1)), ((8, 12), (0, 0))])

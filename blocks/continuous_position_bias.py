@@ -1,0 +1,115 @@
+"""Continuous position bias: biases between the positions of two grids from a small MLP, for grids of any size.
+
+Papers:
+- `Swin Transformer V2: Scaling Up Capacity and Resolution` - https://arxiv.org/abs/2111.09883
+- `TransNeXt: Robust Foveal Visual Perception for Vision Transformers` - https://arxiv.org/abs/2311.17132
+"""
+
+import torch
+from timm.layers import register_notrace_function
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._common import window_size
+
+
+class ContinuousPositionBias(nn.Module):
+    """Continuous position bias: an MLP from the logarithm of the distance of two positions to a bias for each head.
+
+    Queries are the positions of a map, keys those of the same map or of a pooled one, whose positions are the means of
+    the positions that they pool. Distances are relative to the map's size at pre-training.
+
+    Args:
+        num_heads: Heads, N.
+        pretrain_size: Height and width of the map at pre-training, a number or a pair.
+        pool_ratio: The map's size over that of the keys' map, see `pooled_size`.
+        hidden: Width of the MLP.
+        bias_size: Compute the biases for maps of this size and resize them bilinearly (the 'interp' of TransNeXt's
+            dense prediction code), a number or a pair; None computes them for the actual size ('extrap').
+
+    Shape: the map's size (H, W) -> [N, H * W, h * w] for keys of a map (h, w).
+
+    Raises:
+        ValueError: A size or the ratio is out of range.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        pretrain_size: int | tuple[int, int],
+        pool_ratio: int = 1,
+        hidden: int = 512,
+        bias_size: int | tuple[int, int] | None = None,
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if pool_ratio < 1:
+            raise ValueError(f'pool_ratio: expected at least 1, got {pool_ratio}')
+        self.pool_ratio = pool_ratio
+        self.pretrain_size = window_size('pretrain_size', pretrain_size)
+        self.bias_size = None if bias_size is None else window_size('bias_size', bias_size)
+        self.fc1 = nn.Linear(2, hidden, **dd)
+        self.fc2 = nn.Linear(hidden, num_heads, **dd)
+
+    def forward(self, size: tuple[int, int]) -> Tensor:
+        made = size if self.bias_size is None else self.bias_size
+        keys, made_keys = pooled_size(size, self.pool_ratio), pooled_size(made, self.pool_ratio)
+        distances, index = log_distances(made, made_keys, self.pretrain_size, self.fc1.weight)
+        table = self.fc2(F.relu(self.fc1(distances)))
+        bias = table.t().index_select(1, index.flatten()).unflatten(1, (made_keys[0] * made_keys[1], -1))
+        return resize_bias(bias, made, made_keys, size, keys).transpose(1, 2)
+
+
+@register_notrace_function  # reason: int arguments are Proxies under fx, and max decides on them
+def pooled_size(size: tuple[int, int], ratio: int) -> tuple[int, int]:
+    """What a map (H, W) is pooled to: its size over the ratio, rounded down, and at least one token."""
+    return max(1, size[0] // ratio), max(1, size[1] // ratio)
+
+
+@register_notrace_function  # reason: int arguments are Proxies under fx
+def log_distances(
+    size: tuple[int, int], key_size: tuple[int, int], pretrain_size: tuple[int, int], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The different distances of queries and keys, and which of them each pair has.
+
+    Returns:
+        Logarithmic distances (dy, dx) [T, 2], in the dtype and on the device of `like`, and integers [h * w, H * W].
+    """
+    dy, rows = axis_distances(size[0], key_size[0], pretrain_size[0], like)
+    dx, columns = axis_distances(size[1], key_size[1], pretrain_size[1], like)
+    index = rows[:, None, :, None] * dx.shape[0] + columns[None, :, None, :]
+    distances = torch.stack([dy.unsqueeze(1).expand(-1, dx.shape[0]), dx.expand(dy.shape[0], -1)], 2)
+    return distances.flatten(0, 1), index.flatten(2).flatten(0, 1)
+
+
+@register_notrace_function  # reason: int arguments are Proxies under fx
+def axis_distances(size: int, keys: int, pretrain_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """`log_distances` along one axis: distances [T], and integers [keys, size]."""
+    # Means of pooled positions are whole or half: twice a distance is an integer. Where the keys divide the axis, all
+    # of them are even or all are odd.
+    key = torch.arange(keys, device=like.device)
+    first = torch.div(key * size, keys, rounding_mode='floor')
+    behind = torch.div((key + 1) * size + keys - 1, keys, rounding_mode='floor')
+    twice = 2 * torch.arange(size, device=like.device) - (first + behind - 1).unsqueeze(1)
+    lowest = 1 - (keys - 1) * size // keys - size
+    highest = 2 * size - 1 - (size + keys - 1) // keys
+    step = 2 if size % keys == 0 else 1
+    distances = torch.arange(lowest, highest + 1, step, device=like.device).to(like.dtype)
+    # Eight at the far side of the map of pre-training, and then one.
+    distances = distances * 4 / max(1, pretrain_size - 1)
+    return distances.sign() * (distances.abs() + 1).log2() / 3, torch.div(twice - lowest, step, rounding_mode='floor')
+
+
+@register_notrace_function  # reason: int arguments are Proxies under fx
+def resize_bias(
+    bias: Tensor, made: tuple[int, int], made_keys: tuple[int, int], size: tuple[int, int], key_size: tuple[int, int]
+) -> Tensor:
+    """[N, keys, queries] for one size of the map and its keys -> the same for another, resized where they differ."""
+    if made_keys != key_size:
+        by_query = bias.transpose(1, 2).unflatten(2, made_keys)
+        bias = F.interpolate(by_query, key_size, mode='bilinear').flatten(2).transpose(1, 2)
+    if made != size:
+        bias = F.interpolate(bias.unflatten(2, made), size, mode='bilinear').flatten(2)
+    return bias

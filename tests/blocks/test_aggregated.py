@@ -1,0 +1,163 @@
+"""TransNeXt's blocks against the official modules."""
+
+import pytest
+import torch
+from official_block import assert_equals_the_official_block
+from onlookers import over_all_onlookers
+from torch.nn import functional as F
+
+from attnzoo.blocks import AggregatedAttention, ContinuousPositionBias, ConvolutionalGLU, LengthScaledAttention
+
+SIZES = {'a': (8, 8), 'rect8x12': (8, 12), 'sr4_16x16': (16, 16)}
+
+
+def rename(key):
+    return key.removeprefix('attn.').replace('cpb_fc', 'cpb.fc').replace('dwconv.dwconv', 'dwconv')
+
+
+def on_tokens(size):
+    return lambda module, x: module(x.unflatten(1, size)).flatten(1, 2)
+
+
+def test_aggregated_attention_equals_the_official_module():
+    assert_equals_the_official_block(
+        'transnext_aggregated_attention',
+        make=lambda run: AggregatedAttention(24, 3, SIZES[run['tag']], pool_ratio=4 if 'sr4' in run['tag'] else 2),
+        rename=rename,
+        call=lambda run: on_tokens(SIZES[run['tag']]),
+    )
+
+
+def test_length_scaled_attention_equals_the_official_module():
+    assert_equals_the_official_block(
+        'transnext_global_attention',
+        make=lambda _: LengthScaledAttention(24, 3, pretrain_size=7),
+        rename=rename,
+        call=lambda _: on_tokens((7, 7)),
+    )
+
+
+def test_convolutional_glu_equals_the_official_module():
+    assert_equals_the_official_block(
+        'transnext_convglu',
+        make=lambda _: ConvolutionalGLU(24, hidden=96),
+        rename=rename,
+        call=lambda _: on_tokens((7, 9)),
+    )
+
+
+@pytest.mark.parametrize('size, ratio', [((4, 6), 1), ((8, 4), 4), ((7, 9), 2), ((5, 11), 4), ((1, 2), 8)])
+def test_position_bias_by_its_words(size, ratio):
+    """Pair by pair: the means of pooled positions by adaptive pooling, and an MLP on each distance."""
+    torch.manual_seed(0)
+    pretrain = (7, 5)
+    module = ContinuousPositionBias(3, pretrain, ratio, dtype=torch.float64)
+    axes = []
+    for length, before in zip(size, pretrain, strict=True):
+        queries = torch.arange(length, dtype=torch.float64)
+        keys = F.adaptive_avg_pool1d(queries[None], max(1, length // ratio))[0]
+        distance = (queries[:, None] - keys) / (before - 1) * 8
+        axes.append(distance.sign() * (distance.abs() + 1).log() / torch.tensor(8.0).log())
+    dy, dx = axes
+    bias = torch.stack(torch.broadcast_tensors(dy[:, None, :, None], dx[None, :, None, :]), -1)
+    expected = module.fc2(module.fc1(bias).relu()).permute(4, 0, 1, 2, 3).flatten(3).flatten(1, 2)
+    found = module(size)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, [*module.parameters()], grad),
+        torch.autograd.grad(expected, [*module.parameters()], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_resized_position_bias():
+    """Of one size it is what it is; for others, keys and queries are resized one after the other."""
+    torch.manual_seed(0)
+    plain = ContinuousPositionBias(2, 8, pool_ratio=4)
+    resized = ContinuousPositionBias(2, 8, pool_ratio=4, bias_size=8)
+    resized.load_state_dict(plain.state_dict())
+    made = plain((8, 8))
+    torch.testing.assert_close(resized((8, 8)), made)
+    by_key = F.interpolate(made.unflatten(2, (2, 2)), (3, 2), mode='bilinear').flatten(2)
+    expected = F.interpolate(by_key.transpose(1, 2).unflatten(2, (8, 8)), (12, 9), mode='bilinear').flatten(2)
+    torch.testing.assert_close(resized((12, 9)), expected.transpose(1, 2))
+
+
+def test_pooled_map_of_small_and_odd_maps():
+    """At least one token, and rounded down."""
+    module = AggregatedAttention(16, 2, pool_ratio=4)
+    for size in [(3, 2), (1, 9), (7, 11)]:
+        x = torch.randn(2, *size, 16, requires_grad=True)
+        out = module(x)
+        assert out.shape == x.shape and out.isfinite().all()
+        assert torch.autograd.grad(out.square().sum(), x)[0].isfinite().all()
+
+
+BLOCKS = {
+    'a pooled map that divides': (lambda **dd: AggregatedAttention(16, 2, (6, 8), pool_ratio=2, **dd), (6, 8)),
+    'a pooled map that does not': (lambda **dd: AggregatedAttention(16, 2, 7, pool_ratio=4, window=5, **dd), (9, 11)),
+    'length-scaled': (lambda **dd: LengthScaledAttention(16, 2, **dd), (5, 6)),
+    'resized position bias': (lambda **dd: LengthScaledAttention(16, 2, bias_size=(4, 3), **dd), (5, 6)),
+    'convolutional GLU': (lambda **dd: ConvolutionalGLU(16, **dd), (5, 6)),
+}
+
+
+@pytest.mark.parametrize('block', ['a pooled map that divides', 'resized position bias', 'convolutional GLU'])
+@over_all_onlookers
+def test_does_the_same_whoever_looks_on(block, looks_on):
+    torch.manual_seed(0)
+    make, size = BLOCKS[block]
+    module = make().eval()
+    if hasattr(module, 'cpb'):
+        # An MLP whose first layer, which has no gradient of its input, does not outweigh all other products.
+        cpb = module.cpb
+        module.cpb = ContinuousPositionBias(2, cpb.pretrain_size, cpb.pool_ratio, hidden=4, bias_size=cpb.bias_size)
+    if isinstance(module, LengthScaledAttention):
+        module.cpb.fc2.bias = None  # the softmax cancels it: its gradient is rounding
+    looks_on(module, torch.randn(2, *size, 16))
+
+
+@pytest.mark.parametrize('block', ['a pooled map that does not', 'length-scaled'])
+def test_graphs(block, assert_same_in_a_graph):
+    make, size = BLOCKS[block]
+    assert_same_in_a_graph(make(), torch.randn(2, *size, 16), torch.randn(1, *size, 16), torch.randn(2, 7, 13, 16))
+
+
+@pytest.mark.parametrize('block', BLOCKS)
+def test_meta_device_and_dtype(block):
+    make, size = BLOCKS[block]
+    assert make(device='meta')(torch.empty(2, *size, 16, device='meta')).is_meta
+    for dtype in (torch.bfloat16, torch.float16):
+        out = make(dtype=dtype)(torch.randn(1, *size, 16, dtype=dtype))
+        assert out.dtype == dtype and out.isfinite().all()
+    assert make()(torch.randn(0, *size, 16)).shape == (0, *size, 16)
+
+
+def test_dropout_of_the_glu():
+    torch.manual_seed(0)
+    dropping, plain = ConvolutionalGLU(16, drop=0.3), ConvolutionalGLU(16)
+    plain.load_state_dict(dropping.state_dict())
+    x = torch.randn(2, 5, 6, 16)
+    assert (dropping.train()(x) == 0).double().mean() > 0.2
+    torch.testing.assert_close(dropping.eval()(x), plain(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda: AggregatedAttention(16, num_heads=3), 'num_heads: expected a divisor of 16 channels, got 3'),
+        (lambda: AggregatedAttention(16, window=4), 'window: expected an odd number, got 4'),
+        (lambda: AggregatedAttention(16, pool_ratio=0), 'pool_ratio: expected at least 1, got 0'),
+        (lambda: AggregatedAttention(16, pretrain_size=0), 'pretrain_size: expected a positive number'),
+        (lambda: AggregatedAttention(16, bias_size=(7, 0)), 'bias_size: expected a positive number'),
+        (lambda: LengthScaledAttention(16, num_heads=3), 'num_heads: expected a divisor of 16 channels, got 3'),
+        (lambda: LengthScaledAttention(16, attn_drop=2), 'attn_drop: expected a rate from 0 to 1, got 2'),
+        (lambda: ConvolutionalGLU(16, hidden=1), 'hidden: expected at least 2, got 1'),
+        (lambda: ConvolutionalGLU(16)(torch.zeros(1, 4, 5, 8)), r'x: expected a map .* got shape \(1, 4, 5, 8\)'),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
