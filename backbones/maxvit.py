@@ -53,8 +53,9 @@ class Stem(nn.Module):
         self.conv2 = create_conv2d(dim, dim, 3, padding='same', bias=True, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The stages want channels-last memory, and the image is the smallest map to bring into it.
-        x = x.contiguous(memory_format=torch.channels_last)
+        # The stages want channels-last memory, and the image is the smallest map to bring into it; by permutations,
+        # because vmap knows no memory formats.
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.conv2(self.norm1(self.conv1(x)))
 
 

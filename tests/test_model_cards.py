@@ -38,4 +38,4 @@ def test_numbers_are_those_of_the_models(root):
             cfg = model.pretrained_cfg
             assert (facts['licence'], facts['code']) == (cfg['license'], cfg['origin_url'])
             file = official_file(f'{entry["name"]}.{cfg["tag"]}')
-            assert entry['weights'] == (file.name if file else None)
+            assert entry['weights'] == (file.name if file else cfg.get('hf_hub_id'))

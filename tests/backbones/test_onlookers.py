@@ -6,11 +6,13 @@ import torch
 from onlookers import over_all_onlookers
 
 BIFORMER = dict(embed_dims=(16, 32, 32, 64), depths=(1, 1, 1, 1), head_dim=8, num_classes=5)
+MAXVIT = dict(stem_dim=16, embed_dims=(16, 32, 32, 64), depths=(1, 1, 2, 1), head_dim=8, num_classes=5)
 
 VARIANTS = {
     'biformer_tiny': BIFORMER,
     'biformer_stl': BIFORMER,
     'biformer_stl_nchw': BIFORMER,
+    'maxvit_tiny_fused': MAXVIT,
 }
 
 
