@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +80,7 @@ class Progress:
     epoch: int = 0  # epochs done
     batch: int = 0  # batches of this epoch done, by each process
     update: int = 0  # steps of the optimiser done
-    loss: float = 0.0  # summed over this epoch's batches
+    losses: list[float] = field(default_factory=list)  # of each process, summed over this epoch's batches
     best_epoch: int = 0
     best: list[float] = field(default_factory=list)  # the rank of its scores
     epoch_seconds: float = 0.0  # spent on this epoch's batches
@@ -206,7 +206,7 @@ class Run:
         self.wrapped.train()
         self.vote.begin()
         started, stopping = time.perf_counter(), False
-        loss = torch.tensor(progress.loss, device=self.device)
+        loss = torch.tensor(progress.losses[self.rank] if progress.losses else 0.0, device=self.device)
         label = f'epoch {progress.epoch + 1}/{config.train.epochs}'
         batches = self.loader.epoch(progress.epoch, progress.batch)
         shown = track(batches, label, self.loader.batches, config.log.seconds, progress.batch, show=self.main)
@@ -216,7 +216,7 @@ class Run:
                 stopping = self.accelerator.sync_gradients and self.vote.stops()
                 if stopping:
                     break
-        progress.loss = float(self.accelerator.reduce(loss, 'mean'))  # type: ignore[arg-type]
+        progress.losses = self.accelerator.gather(loss.reshape(1)).tolist()  # type: ignore[union-attr]
         seconds = time.perf_counter() - started
         progress.epoch_seconds += seconds
         progress.seconds += seconds
@@ -248,12 +248,13 @@ class Run:
         return loss.detach()
 
     def _check_loss(self) -> None:
-        if math.isfinite(self.progress.loss):
+        loss = sum(self.progress.losses)
+        if math.isfinite(loss):
             return
         done = self.progress.epoch
         kept = f'; {self.folder.path} keeps its checkpoint of epoch {done}' if done else ''
         raise UserError(
-            f'the training loss is {self.progress.loss} in epoch {done + 1}: try a lower optim.lr, train.clip=1 or '
+            f'the training loss is {loss} in epoch {done + 1}: try a lower optim.lr, train.clip=1 or '
             f'precision=fp32, with resume=never or another output=DIR{kept}'
         )
 
@@ -266,13 +267,13 @@ class Run:
         line = {
             'epoch': progress.epoch + 1,
             'update': progress.update,
-            'train_loss': progress.loss / progress.batch,
+            'train_loss': fmean(progress.losses) / progress.batch,
             **self.task.metrics(scores),
             'lr': head_lr(self.optimizer),
             'images_per_second': images / progress.epoch_seconds,
             'seconds': progress.epoch_seconds + seconds,
         }
-        progress.epoch, progress.batch, progress.loss, progress.epoch_seconds = progress.epoch + 1, 0, 0.0, 0.0
+        progress.epoch, progress.batch, progress.losses, progress.epoch_seconds = progress.epoch + 1, 0, [], 0.0
         progress.seconds += seconds
         rank = self.task.rank(scores)
         if not progress.best or rank > progress.best:

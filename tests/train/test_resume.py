@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,25 @@ def test_a_run_goes_on_in_another_folder(arguments, tmp_path, start, stop, attnz
     assert attnzoo(*arguments, f'output={whole}').code == 0
     assert_same_end(whole, second)
     assert (first / 'last.state').read_bytes() == before
+
+
+def test_two_processes_go_on_by_the_command_that_they_print(arguments, tmp_path, launch, stop, environment):
+    """With BatchNorm, whose statistics each process counts on images of its own."""
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    settings = (*arguments, 'model.name=test_resnet', 'device=cpu', 'train.grad_accum=1')
+    process = launch(2, *settings, f'output={whole}')
+    assert process.communicate(timeout=200)[0].count('epoch 4/4') == 1 and process.returncode == 0
+    assert json.loads((whole / 'environment.json').read_text())['processes'] == 2
+
+    stopped = stop(launch(2, *settings, f'output={broken}'), signal.SIGTERM, lambda: lines_of(broken) >= 1)
+    last = stopped.out.strip().splitlines()[-2:]
+    assert last[0].startswith('stopped in epoch ') and last[1].startswith('to go on: '), stopped
+    assert load_state(broken / 'last.state')['progress']['epoch'] < 4
+    command = last[1].removeprefix('to go on: ')
+    assert ' -m torch.distributed.run --standalone --nproc_per_node 2 -m attnzoo train ' in command
+    pasted = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=200)
+    assert pasted.returncode == 0 and f'going on from {broken}: ' in pasted.stdout, pasted
+    assert_same_end(whole, broken)
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_its_checkpoint_intact(arguments, tmp_path, start, stop, attnzoo):
