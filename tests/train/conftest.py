@@ -1,12 +1,15 @@
 """Real images, a real command line, and a model small enough to train in a second."""
 
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,45 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture(scope='session')
 def environment() -> dict[str, str]:
     return {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '200'}
+
+
+@dataclass
+class Trained:
+    run: Path
+    images: Path
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Trained:
+    """A finished run on a folder of images of three colours. Several tests read it, so none may change it."""
+    folder = tmp_path_factory.mktemp('trained')
+    colors = {'blue': (40, 40, 200), 'green': (40, 200, 40), 'red': (200, 40, 40)}
+    made = Trained(folder / 'run', make_images(folder / 'images', colors))
+    (folder / 'tiny.yaml').write_text(RECIPE)
+    command = ['train', folder / 'tiny.yaml', f'data.root={made.images}', f'output={made.run}', 'train.epochs=3']
+    subprocess.run([sys.executable, '-m', 'attnzoo', *command], env=environment, check=True, capture_output=True)
+    return made
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Serve a folder over HTTP, and return its address."""
+    servers = []
+
+    def run(folder: Path) -> str:
+        servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), partial(_Quiet, directory=folder)))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_port}'
+
+    yield run
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
