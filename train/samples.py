@@ -14,7 +14,7 @@ from PIL import Image
 from timm.utils.misc import natural_key
 
 from .errors import UserError, few
-from .images import EXTENSIONS, is_hidden
+from .images import EXTENSIONS, UnreadableImage, is_hidden
 
 Source = str | IO[bytes] | Image.Image  # of an image, see `decode`
 
@@ -43,7 +43,11 @@ class Samples:
     def __getitem__(self, item: Any) -> tuple[Source, Any]:
         """The image and its class number. Whatever is raised here is a reason why the sample cannot be read."""
         source, label = self.read(item)
-        return source, label if self._numbers is None else self._numbers[label]
+        if self._numbers is None:
+            return source, label
+        if label not in range(len(self._numbers)):
+            raise UnreadableImage(f'its label is {label!r}, expected a number from 0 to {len(self._numbers) - 1}')
+        return source, self._numbers[label]
 
     def read(self, item: Any) -> tuple[Source, Any]:
         raise NotImplementedError

@@ -338,6 +338,16 @@ def test_rows_that_cannot_be_read_are_named(kind: str, table: Path, tmp_path: Pa
         assert len(set(names)) == 3
 
 
+def test_classes_in_another_order_are_numbered_as_in_training(table: Path, tmp_path: Path):
+    """And a label that is no number of a class stays none."""
+    config = DataConfig(format=f'hfds/{table}', root=str(tmp_path / 'cache'), workers=0)
+    samples = data.open_dataset(config, 'validation', classes=['two', 'three', 'one', 'zero'])
+    assert samples.classes == ['two', 'three', 'one', 'zero']
+    _, labels, problems = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 4, 0, 1)))
+    assert labels.tolist() == [3, 2, 0, 3, 2, 0, 3, 2, 0]
+    assert problems[-1] == ('test row 5', 'its label is -1, expected a number from 0 to 2')
+
+
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
