@@ -3,12 +3,16 @@
 from ._weights import WeightsNotFoundError, checkpoint_filter, checkpoint_folder, official_file, placed_file
 from .biformer import BiFormer
 from .crossformer import CrossFormer
+from .davit import DaViT
 from .maxvit import MaxViT
+from .transnext import TransNeXt
 
 __all__ = [
     'BiFormer',
     'CrossFormer',
+    'DaViT',
     'MaxViT',
+    'TransNeXt',
     'WeightsNotFoundError',
     'checkpoint_filter',
     'checkpoint_folder',

@@ -127,8 +127,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, **kwarg
         pretrained_cfg_overlay=kwargs.get('pretrained_cfg_overlay'),
     )
     if pretrained and not (cfg.has_weights or cfg.state_dict):
-        overlay = dict(kwargs.get('pretrained_cfg_overlay') or {}, file=str(_require_file(f'{variant}.{cfg.tag}')))
-        kwargs['pretrained_cfg_overlay'] = overlay
+        file = _require_file(f'{variant}.{cfg.tag}' if cfg.tag else variant)
+        kwargs['pretrained_cfg_overlay'] = dict(kwargs.get('pretrained_cfg_overlay') or {}, file=str(file))
     if 'img_size' in inspect.signature(model_cls).parameters:
         kwargs.setdefault('img_size', cfg.input_size[-2:])
     feature_cfg = {'out_indices': (0, 1, 2, 3), 'flatten_sequential': True, **kwargs.pop('feature_cfg', {})}
