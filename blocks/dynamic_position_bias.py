@@ -46,4 +46,5 @@ def relative_offsets(window: tuple[int, int], like: Tensor) -> Tensor:
     height, width = window
     dy = torch.arange(1 - height, height, dtype=like.dtype, device=like.device)
     dx = torch.arange(1 - width, width, dtype=like.dtype, device=like.device)
-    return torch.cartesian_prod(dy, dx)
+    # Not torch.cartesian_prod, which the older ONNX exporter does not know.
+    return torch.stack(torch.meshgrid(dy, dx, indexing='ij'), -1).flatten(0, 1)

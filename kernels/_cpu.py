@@ -23,14 +23,6 @@ def runs_by_hand(*tensors: Tensor | None) -> bool:
     return x is not None and x.device.type == 'cpu' and x.numel() > 0 and is_plain_eager(*tensors)
 
 
-def cast_for_autocast(*tensors: Tensor | None) -> list[Any]:
-    """Floating-point tensors in the type that autocast, if it is on, gives to products and convolutions."""
-    if not torch.is_autocast_enabled('cpu'):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype('cpu')
-    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
-
-
 def by_hand(
     forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
     backward: Callable[..., tuple[Tensor | None, ...]],

@@ -5,6 +5,7 @@ The environment variable ATTNZOO_BACKEND (auto, triton or torch) decides for cal
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,13 +95,13 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f'dropout: expected a rate from 0 to 1, got {dropout}')
 
 
-def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors in autocast's dtype where it is on, as PyTorch's own attention takes them. All are on one device."""
-    device = tensors[0].device.type
+def cast_for_autocast(*tensors: Tensor | None) -> list[Any]:
+    """Floating-point tensors in the dtype that autocast, where it is on, gives to products and convolutions."""
+    device = next(x.device.type for x in tensors if x is not None)
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return tensors
+        return list(tensors)
     dtype = torch.get_autocast_dtype(device)
-    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
 
 
 def is_plain_eager(*tensors: Tensor | None) -> bool:

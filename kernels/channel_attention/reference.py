@@ -6,7 +6,8 @@ Legend: B images, N = H * W positions, C = heads * d channels.
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._cpu import by_hand, cast_for_autocast, runs_by_hand
+from attnzoo.kernels._cpu import by_hand, runs_by_hand
+from attnzoo.kernels._dispatch import cast_for_autocast
 
 # Positions of a map from which products of each head where it lies are faster than copies of all heads.
 _POSITIONS = 50

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, cast_for_autocast, runs_by_hand, sum_of_rows
+from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, runs_by_hand, sum_of_rows
+from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels.depthwise_conv.reference import convolve, depthwise_conv_reference
 from attnzoo.kernels.depthwise_conv.reference import gradients as conv_gradients
 

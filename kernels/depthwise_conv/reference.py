@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import by_hand, cast_for_autocast, runs_by_hand, sum_of_rows
+from attnzoo.kernels._cpu import by_hand, runs_by_hand, sum_of_rows
+from attnzoo.kernels._dispatch import cast_for_autocast
 
 
 def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._dispatch import as_autocast, check_dropout
+from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout
 
 from . import reference
 
@@ -94,7 +94,7 @@ def routed_attention(
                 f'num_heads: expected a divisor of the {q.shape[3]} and {v.shape[3]} channels, got {num_heads}'
             )
         check_dropout(dropout)
-        q, k, v = as_autocast(q, k, v)
+        q, k, v = cast_for_autocast(q, k, v)
     if scale is None:
         scale = (q.shape[3] // num_heads) ** -0.5
     return reference.routed_attention(q, k, v, routes, regions, num_heads, scale, weights, valid, dropout)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnzoo.kernels._autograd import gradients_by_autograd, wants_autograd
-from attnzoo.kernels._dispatch import as_autocast, check_dropout, through_op, use_triton
+from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout, through_op, use_triton
 
 from .reference import window_attention_reference
 from .windows import make_partition
@@ -83,10 +83,7 @@ def window_attention(
             q, k, v, num_heads, window, partition, dilation, shift, qkv_layout,
             bias, bias_index, scale, cosine_scale, padding, dropout,
         )  # fmt: skip
-        if k is None or v is None:
-            (q,) = as_autocast(q)
-        else:
-            q, k, v = as_autocast(q, k, v)
+        q, k, v = cast_for_autocast(q, k, v)
     if partition == 'grid':
         size = q.shape if k is None else k.shape
         dilation = ((size[1] + window[0] - 1) // window[0], (size[2] + window[1] - 1) // window[1])

@@ -91,14 +91,33 @@ def test_formulations_are_chosen_by_share_and_region_size():
     assert not reference._prefers_dense(q.to('meta'), torch.empty(1, 49, 16), (7, 7))
 
 
-def test_second_derivatives():
+@pytest.mark.parametrize('case', CASES)
+def test_dropout_drops_weights_and_scales_the_others(case):
+    """With values of one, an output is the sum of its weights: those left by a half, doubled."""
     torch.manual_seed(0)
-    q, k, v = make(B=1, H=2, W=4, C=4, Cv=4)
-    routes = torch.tensor([[[1], [0]]])
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert torch.autograd.gradgradcheck(
-            lambda *maps: routed_attention(*maps, routes, num_heads=2, regions=(1, 2)), (q, k, v)
-        )
+    shapes, arguments = CASES[case]
+    q, k, v = make(**shapes)
+    regions, valid = arguments['regions'], arguments.get('valid')
+    routes = torch.arange(arguments['top_k']).expand(2, regions[0] * regions[1], -1)
+    call = dict(num_heads=2, regions=regions, valid=valid)
+    draws = torch.cat([routed_attention(q, k, torch.ones_like(v), routes, dropout=0.5, **call) for _ in range(60)])
+    assert draws.min() < 1 < draws.max() < 2 + 1e-9
+    torch.testing.assert_close(draws.mean().item(), 1.0, rtol=0.02, atol=0)
+    assert torch.autograd.grad(draws.square().sum(), q)[0].any()
+    assert not routed_attention(q, k, v, routes, dropout=1.0, **call).any()
+
+
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_second_derivatives(top_k):
+    torch.manual_seed(0)
+    q, k, v = make(B=1, H=2, W=12, C=4, Cv=4)
+    routes = torch.stack([torch.randperm(6)[:top_k] for _ in range(6)])[None]
+    assert reference._prefers_dense(q, routes, (1, 6)) == (top_k == 2)
+    arguments = dict(num_heads=2, regions=(1, 6))
+    check = torch.autograd.gradgradcheck
+    assert check(lambda *maps: routed_attention(*maps, routes, **arguments), (q, k, v), fast_mode=True)
+    k = k.detach()  # some of them alone
+    assert check(lambda q, v: routed_attention(q, k, v, routes, **arguments), (q, v), fast_mode=True)
 
 
 def test_routing_chooses_the_most_similar_regions():
@@ -224,6 +243,7 @@ print('RATIO', peak_bytes(forward_backward, torch.device('cpu')) / (4 * q.nbytes
         ),
         (dict(routes=torch.zeros(1, 4, 1)), r'routes: expected int64'),
         (dict(weights=torch.zeros(1, 4, 2)), r'weights: expected the shape of routes, \(1, 4, 1\), got \(1, 4, 2\)'),
+        (dict(dropout=-0.5), r'dropout: expected a rate from 0 to 1, got -0.5'),
         (dict(valid=(5, 4)), r'valid: expected a size within the key map'),
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attnzoo.kernels import why, window_attention
 from attnzoo.kernels._testing import assert_as_exact_as, results
+from attnzoo.kernels.window_attention import eager_cpu
 
 HEADS, HEAD_DIM = 2, 8
 
@@ -261,6 +262,32 @@ def test_inference_gives_what_training_gives(case: str, dtype: torch.dtype) -> N
     torch.testing.assert_close(window_attention(**inputs), trained.detach())
 
 
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('case', CASES)
+def test_dropout_drops_weights_and_scales_the_others(
+    case: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With values of one, an output is the sum of its weights: those left by a half, doubled."""
+    monkeypatch.setattr(eager_cpu, 'PART_BYTES', 1)
+    inputs = CASES[case]()
+    if inputs.get('qkv_layout') == 'h3d':
+        inputs['q'] = inputs['q'].unflatten(-1, (HEADS, 3, -1)).clone()
+        inputs['q'][..., 2, :] = 1
+        inputs['q'] = inputs['q'].flatten(-3)
+    elif 'v' in inputs:
+        inputs['v'] = torch.ones_like(inputs['v'])
+    else:
+        inputs['q'][..., inputs['q'].shape[-1] // 3 * 2 :] = 1
+    if 'padding' in inputs:
+        inputs['padding'][inputs['padding'].numel() * (1 if 'v' in inputs else 2) // (2 if 'v' in inputs else 3) :] = 1
+    inputs['q'].requires_grad_(training)
+    torch.manual_seed(0)
+    draws = torch.cat([window_attention(**inputs, dropout=0.5).detach() for _ in range(60)])
+    assert draws.min() < 1 < draws.max() < 2 + 1e-9
+    torch.testing.assert_close(draws.mean(), torch.tensor(1.0, dtype=torch.float64), rtol=0.02, atol=0)
+    assert not window_attention(**inputs, dropout=1.0).any()
+
+
 def test_empty_batch_gives_an_empty_map_with_gradients() -> None:
     inputs = make_inputs(0, (9, 10), bias='dense')
     found = results(window_attention, inputs, torch.float32, 'cpu', torch.ones(0, 9, 10, HEADS * HEAD_DIM))
@@ -299,6 +326,7 @@ def test_inference_in_chunks_of_images_changes_nothing() -> None:
         ({'bias': torch.zeros(9, 2), 'bias_index': torch.zeros(16, 16)}, 'bias_index: expected int64 or int32'),
         ({'cosine_scale': torch.ones(3)}, r'cosine_scale: expected \[num_heads = 2\]'),
         ({'cosine_scale': torch.ones(2), 'scale': 1.0}, 'scale: expected None with a cosine_scale'),
+        ({'dropout': 1.5}, 'dropout: expected a rate from 0 to 1, got 1.5'),
         ({'padding': torch.zeros(47)}, r'padding: expected \[3C\] = \(48,\)'),
         ({'bias': torch.zeros(2, 16, 16, device='meta')}, 'bias: expected the device of q, cpu, got meta'),
         ({'backend': 'cuda'}, "backend: expected one of 'auto', 'triton', 'torch', got 'cuda'"),
@@ -397,6 +425,38 @@ def test_kernel_repeats_bitwise(kernel_device: torch.device) -> None:
         torch.use_deterministic_algorithms(False)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.kernel
+def test_kernel_can_be_differentiated_twice(kernel_device: torch.device) -> None:
+    inputs = make_inputs(1, (4, 5), window=(2, 3), bias='dense', filled=True, form='separate')
+    names = ('q', 'k', 'bias', 'padding')  # v without a gradient
+    found = {}
+    for backend, dtype in (('triton', torch.float32), ('torch', torch.float64)):
+        tensors = {
+            name: x.detach().to(kernel_device, dtype) if isinstance(x, Tensor) else x for name, x in inputs.items()
+        }
+        leaves = [tensors[name].requires_grad_() for name in names]
+        # k depends on q: what reaches q through k is the caller's to add
+        out = window_attention(**tensors | {'k': tensors['k'] + tensors['q']}, shift=(1, 0), backend=backend)
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), leaves, retain_graph=True)
+        batched = torch.autograd.grad(out, leaves, torch.stack([out, 2 * out]).detach(), is_grads_batched=True)
+        found[backend] = [x.double() for x in (*first, *second, *batched)]
+    for one, other in zip(found['triton'], found['torch'], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.kernel
+def test_kernel_is_refused_what_it_cannot_do(kernel_device: torch.device) -> None:
+    x = torch.zeros(1, 4, 4, 24, device=kernel_device)
+    call = partial(window_attention, num_heads=1, window=(4, 4), backend='triton')
+    with pytest.raises(ValueError, match="got 'triton': its kernel has no dropout"):
+        call(x, dropout=0.1)
+    call(x, dropout=0.0)
+    assert why('window_attention').startswith('window_attention: triton')
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match='forward-mode AD see through PyTorch'):
+        call(torch.autograd.forward_ad.make_dual(x, x))
 
 
 @pytest.mark.kernel
