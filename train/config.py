@@ -24,6 +24,7 @@ from .errors import UserError, near, one_line
 
 _DEEPEST = 20  # levels of lists and mappings in one value: no setting is deeper, and YAML can nest a value in itself
 _LARGEST = 2**63 - 1  # PyTorch and NumPy hold no larger integers
+_LARGEST_FLOAT = 1e36  # float32 overflows a little above
 _OWN_SETTINGS = ('name', 'pretrained', 'num_classes')  # arguments of a model that are no model.kwargs
 
 
@@ -406,8 +407,8 @@ def _check_plain(key: str, value: Any, depth: int = 0) -> None:
             raise UserError(f'{key}: got {_shown(value)}, which holds a control character')
     elif isinstance(value, int) and abs(value) > _LARGEST:
         raise UserError(f'{key}: got {_shown(value)}, expected at most {_LARGEST}')
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f'{key}: got {value}, expected a finite number')
+    elif isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:  # nan is not either
+        raise UserError(f'{key}: got {value}, expected a finite number up to {_LARGEST_FLOAT:g}')
     elif value is not None and not isinstance(value, (int, float)):
         raise UserError(f'{key}: got a {type(value).__name__}, expected a number, text, list or mapping')
 

@@ -48,8 +48,15 @@ def few(items: Sequence[str], count: int = 3) -> str:
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
-    """An exception's text with its lines joined and cut at `limit` characters; its type where it has no text."""
-    text = ' '.join(str(error).split()) or type(error).__name__
+    """An exception's text with its lines joined, or its type where it has no text.
+
+    Cut at `limit` characters, and each of its lines at a third of that: what explains it may stand below a long line.
+    """
+    lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return _cut(' '.join(_cut(line, limit // 3) for line in lines), limit) or type(error).__name__
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f'{text[: limit - 4].rstrip()} ...'
 
 
