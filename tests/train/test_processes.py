@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from attnzoo.train.launch import _as_typed
+
 # What each of three processes finds, in a file of its own. They have 5, 2 and no batches of four images.
 PROGRAM = """
 import json, os, signal, sys
@@ -85,6 +87,17 @@ def found(tmp_path_factory, environment) -> list[dict]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done
     return [json.loads((folder / f'{rank}.json').read_text()) for rank in range(3)]
+
+
+def test_a_launcher_is_shown_as_it_is_typed(tmp_path, monkeypatch):
+    torchrun = tmp_path / 'torchrun'
+    torchrun.write_text('#!/bin/sh')
+    torchrun.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    words = ['--nproc_per_node', '2', '-m', 'attnzoo']
+    assert _as_typed([sys.executable, str(torchrun), *words]) == ['torchrun', *words]
+    # Another Python than the one that the shell finds.
+    assert _as_typed([sys.executable, '-m', 'torch.distributed.run']) == [sys.executable, '-m', 'torch.distributed.run']
 
 
 def test_all_have_the_buffers_of_the_main_process(found):
