@@ -1,5 +1,6 @@
 """Names of classes: what a model's outputs mean, and which of them a folder or a label of a data set is."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -27,7 +28,10 @@ def match_classes(names: Sequence[str], classes: Sequence[str], num_classes: int
     Returns:
         The output of each label, and the names for which there is none: then the outputs are of the others only.
     """
-    exact = {name: index for index, name in enumerate(classes)}
+    if list(names) == list(classes):
+        return list(range(num_classes)), []
+    named = Counter(classes)
+    exact = {name: index for index, name in enumerate(classes) if named[name] == 1}
     other = _other_names(classes, num_classes)
     found = [exact.get(name, other.get(_plain(name))) for name in names]
     unknown = [name for name, index in zip(names, found, strict=True) if index is None]
