@@ -8,8 +8,10 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
+from ._tables import TableModule
 
-class DynamicPositionBias(nn.Module):
+
+class DynamicPositionBias(TableModule):
     """Dynamic position bias: an MLP from the offset of two tokens to a bias for each head.
 
     Args:
@@ -36,6 +38,12 @@ class DynamicPositionBias(nn.Module):
         self.pos3 = nn.Sequential(nn.LayerNorm(width, **dd), nn.ReLU(), nn.Linear(width, num_heads, **dd))
 
     def forward(self, window: tuple[int, int]) -> Tensor:
+        if torch.jit.is_scripting():
+            return self.make_table(window)
+        else:
+            return self.keep(self.make_table, window)
+
+    def make_table(self, window: tuple[int, int]) -> Tensor:
         offsets = relative_offsets(window, self.pos_proj.weight)
         return self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))
 
