@@ -81,7 +81,10 @@ def by_parts(
                 windows = [window for x in maps for window in _take(x[part], cut, tiles, scratch)]
                 if shared is not None:
                     windows.insert(0, share_queries(shared[part], groups * (tiles.stop - row)))
-                done = attend(*windows, num_heads, bias, own_mask, scale, cosine_scale, dropout, in_place=True)
+                done = attend(
+                    windows[0], windows[1], windows[2], num_heads, bias, own_mask, scale, cosine_scale, dropout,
+                    in_place=True,
+                )  # fmt: skip
                 del windows
                 if out is None:  # not before: the first part is often all there is, and uses the most memory by now
                     out = done.new_empty(batch, *cut.size, 1, num_heads, head_dim)
