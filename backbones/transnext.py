@@ -9,7 +9,6 @@ Apache-2.0), whose checkpoints load through `checkpoint_filter_fn`.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -118,30 +117,30 @@ class TransNeXt(Pyramid):
     ):
         dd = {'device': device, 'dtype': dtype}
         check_stages(embed_dims=embed_dims, depths=depths, mlp_ratios=mlp_ratios, pool_ratios=pool_ratios)
-        drops = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
         height, width = (pretrain_size, pretrain_size) if isinstance(pretrain_size, int) else pretrain_size
         stages = []
         rates = drop_path_rates(drop_path_rate, depths)
-        for i, (dim, depth, pool_ratio) in enumerate(zip(embed_dims, depths, pool_ratios, strict=True)):
+        for i, (dim, pool_ratio) in enumerate(zip(embed_dims, pool_ratios, strict=True)):
             if head_dim < 1 or dim % head_dim:
                 raise ValueError(f'head_dim: expected a divisor of {dim} channels, got {head_dim}')
             stride = 4 * 2**i
             tokens = math.ceil(height / stride), math.ceil(width / stride)
-            sizes = dict(pretrain_size=tokens, bias_size=tokens if interpolate_bias else None)
-            attention = LengthScaledAttention
-            if pool_ratio is not None:
-                attention = partial(AggregatedAttention, pool_ratio=pool_ratio)
-            blocks = [
-                TransNeXtBlock(
-                    dim,
-                    attention(dim, dim // head_dim, **sizes, **drops, **dd),
-                    mlp_ratios[i],
-                    proj_drop_rate,
-                    rates[i][j],
+            blocks = []
+            for rate in rates[i]:
+                arguments: dict[str, Any] = dict(
+                    num_heads=dim // head_dim,
+                    pretrain_size=tokens,
+                    bias_size=tokens if interpolate_bias else None,
+                    attn_drop=attn_drop_rate,
+                    proj_drop=proj_drop_rate,
                     **dd,
                 )
-                for j in range(depth)
-            ]
+                attn: nn.Module
+                if pool_ratio is None:
+                    attn = LengthScaledAttention(dim, **arguments)
+                else:
+                    attn = AggregatedAttention(dim, pool_ratio=pool_ratio, **arguments)
+                blocks.append(TransNeXtBlock(dim, attn, mlp_ratios[i], proj_drop_rate, rate, **dd))
             downsample = nn.Identity() if i == 0 else PatchEmbedding(embed_dims[i - 1], dim, 3, 2, **dd)
             stages.append(Stage(downsample, blocks, nn.LayerNorm(dim, eps=1e-6, **dd)))
         super().__init__(
