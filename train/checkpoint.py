@@ -124,7 +124,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         'of another type': [
             f'{key} {state[key].dtype} instead of {own[key].dtype}'
             for key in own
-            if key in state and _kind(state[key]) != _kind(own[key])
+            if key in state and not _can_become(state[key], own[key])
         ],
     }
     told = [
@@ -150,9 +150,10 @@ def check_finite(model: nn.Module, source: str) -> None:
         raise UserError(f'{source}: {count} NaN or infinity, the first is {broken[0]}')
 
 
-def _kind(tensor: Tensor) -> tuple[bool, bool, torch.layout]:
-    """What no conversion bridges: float32 takes float16, and not int8 or a sparse tensor."""
-    return tensor.is_floating_point(), tensor.is_complex(), tensor.layout
+def _can_become(given: Tensor, own: Tensor) -> bool:
+    """Whether a conversion keeps what the numbers mean: float16 becomes float32, and int8 does not."""
+    weights = given.is_floating_point() or not own.is_floating_point()
+    return weights and given.is_complex() == own.is_complex() and given.layout == own.layout
 
 
 def _load_pickle(path: Path) -> Any:

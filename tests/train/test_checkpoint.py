@@ -1,11 +1,13 @@
 """Checkpoints of others are read without running what is in them; ours survive a full disk."""
 
 import argparse
+import io
 import os
 import pickle
 import resource
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,11 @@ import timm
 import torch
 
 from attnzoo.train.checkpoint import read_weights, write_atomically
+
+_archive = io.BytesIO()
+with zipfile.ZipFile(_archive, 'w') as _writer:
+    _writer.writestr('readme.txt', 'no weights')
+ZIP = _archive.getvalue()
 
 
 class Malicious:
@@ -100,22 +107,77 @@ def test_a_class_of_ones_own_is_refused_too(tmp_path, refused):
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
-        ('a.pth', b'', 'not a PyTorch checkpoint'),
-        ('a.pth', b'not a checkpoint', 'not a PyTorch checkpoint'),
+        ('a.pth', b'', 'an empty file, expected a file of torch.save or a .safetensors file'),
+        ('a.pth', b'Plain text', 'not a PyTorch checkpoint, expected a file of torch.save or a .safetensors file'),
+        ('a.pth', b'\x89PNG\r\n\x1a\n', 'not a PyTorch checkpoint, expected a file of torch.save'),
+        ('a.pth', ZIP, 'not a PyTorch checkpoint, or a damaged one: '),
+        ('a.pth', b'\x80\x02}q\x00', 'not a PyTorch checkpoint, or a damaged one: '),
+        ('a.safetensors', b'', 'not a safetensors file, or a damaged one: '),
         ('a.safetensors', b'not a checkpoint', 'not a safetensors file, or a damaged one'),
+        ('a.safetensors', ZIP, 'not a safetensors file, or a damaged one'),
         ('a.pth', None, 'no such file'),
+        ('', None, 'a folder, expected a file'),
     ],
 )
 def test_what_is_no_checkpoint_is_told(name, content, message, tmp_path, refused):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert message in refused('convert', tmp_path / name, tmp_path / 'x.safetensors', '--model', 'biformer_tiny')
+    line = refused('convert', tmp_path / name, tmp_path / 'x.safetensors', '--model', 'biformer_tiny')
+    assert line.startswith(f'{tmp_path / name}: {message}')
 
 
 def test_a_state_dict_is_looked_for_where_there_is_none(tmp_path, refused):
     torch.save({'epoch': 3}, tmp_path / 'a.pth')
     line = refused('convert', tmp_path / 'a.pth', tmp_path / 'x.safetensors', '--model', 'biformer_tiny')
     assert 'holds no state dict' in line
+
+
+def test_another_variant_is_refused_with_the_name_that_fits(tmp_path, refused):
+    """With the first keys that differ; and nothing is guessed for weights of no model of ours."""
+    torch.save(timm.create_model('biformer_small').state_dict(), tmp_path / 'a.pth')
+    line = refused('convert', tmp_path / 'a.pth', tmp_path / 'x.safetensors', '--model', 'biformer_tiny')
+    assert 'unexpected (stages.0.blocks.2.' in line and line.endswith('; it fits --model biformer_small')
+    torch.save(timm.create_model('test_resnet').state_dict(), tmp_path / 'a.pth')
+    assert 'it fits' not in refused(
+        'convert', tmp_path / 'a.pth', tmp_path / 'x.safetensors', '--model', 'biformer_tiny'
+    )
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda weight: weight.to(torch.int8),
+            '1 of another type (stem.conv1.weight torch.int8 instead of torch.float32)',
+        ),
+        (lambda weight: weight.to(torch.complex64), '1 of another type (stem.conv1.weight torch.complex64 instead of'),
+        (lambda weight: weight / 0, '1 of 264 tensors hold NaN or infinity, the first is stem.conv1.weight'),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused(change, message, official, tmp_path, refused):
+    for name, save in (('a.safetensors', safetensors.torch.save_file), ('a.pth', torch.save)):
+        save({**official, 'stem.conv1.weight': change(official['stem.conv1.weight'])}, tmp_path / name)
+        line = refused('convert', tmp_path / name, tmp_path / 'x.safetensors', '--model', 'biformer_tiny')
+        assert message in line and not (tmp_path / 'x.safetensors').exists()
+
+
+def test_half_precision_is_converted(official, tmp_path, attnzoo):
+    safetensors.torch.save_file({key: weight.half() for key, weight in official.items()}, tmp_path / 'a.safetensors')
+    target = tmp_path / 'x.safetensors'
+    assert attnzoo('convert', tmp_path / 'a.safetensors', target, '--model', 'biformer_tiny').code == 0
+    assert safetensors.torch.load_file(target)['stem.conv1.weight'].dtype == torch.float32
+
+
+def test_no_file_is_overwritten_unless_that_is_asked_for(official, trained, tmp_path, attnzoo, refused):
+    torch.save(official, tmp_path / 'a.pth')
+    best = tmp_path / 'best.safetensors'
+    best.write_bytes((trained.run / 'best.safetensors').read_bytes())
+    before = best.read_bytes()
+    line = refused('convert', tmp_path / 'a.pth', best, '--model', 'biformer_tiny')
+    assert line == f'{best} is there: another DST leaves it alone, --force writes over it'
+    assert best.read_bytes() == before
+    assert attnzoo('convert', tmp_path / 'a.pth', best, '--model', 'biformer_tiny', '--force').code == 0
+    assert torch.equal(safetensors.torch.load_file(best)['head.fc.weight'], official['head.fc.weight'])
 
 
 def test_the_destination_is_checked_first(official, tmp_path, refused):
