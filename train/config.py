@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .console import say
-from .errors import UserError, near, one_line
+from .errors import UserError, near, one_line, program
 
 _DEEPEST = 20  # levels of lists and mappings in one value: no setting is deeper, and YAML can nest a value in itself
 _LARGEST = 2**63 - 1  # PyTorch and NumPy hold no larger integers
@@ -305,8 +305,8 @@ def _find(name: str) -> Path:
     for recipe, path in known.items():
         if wanted in (recipe, path.stem):
             return path
-    names = [*known, *(path.stem for path in known.values())]
-    raise UserError(f'no config {name!r}, neither a file nor one of {", ".join(known)}{near(wanted, names)}')
+    hint = near(wanted, known if '/' in wanted else [path.stem for path in known.values()])
+    raise UserError(f'no config {name!r}, neither a file nor one of `{program()} list --recipes`{hint}')
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_info_tells_the_facts_of_a_model(attnzoo):
         (('train', '{recipe}', 'schedule.warmup_epochs=2'), 'schedule.warmup_epochs=2 leaves nothing of 2 epochs'),
         (('train', '{recipe}', 'train.epoch=3'), "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
         (('train', '{recipe}', 'train.epochs=three'), "train.epochs: got 'three', expected int"),
-        (('train', 'digits_bifomer'), "no config 'digits_bifomer', neither a file nor one of classification/digits"),
+        (('train', 'digits_bifomer'), "list --recipes`; did you mean 'digits_biformer'"),
         (('train', '{recipe}', 'device=mps'), 'device=mps: there is none here'),
         (('eval', 'nowhere'), "'nowhere' is neither a run folder nor a model"),
         (('eval', '{images}'), 'no run folder: it holds neither best.safetensors nor last.safetensors'),

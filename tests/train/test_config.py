@@ -97,5 +97,7 @@ def test_a_wrong_file_is_told_in_one_line(text: str, message: str, tmp_path: Pat
 
 
 def test_a_config_that_is_not_there_names_those_that_are():
-    with pytest.raises(UserError, match=r"no config 'digit_biformer', .*did you mean 'digits_biformer'\?"):
+    with pytest.raises(
+        UserError, match=r"no config 'digit_biformer', .* list --recipes`; did you mean 'digits_biformer'"
+    ):
         config.load('digit_biformer')
