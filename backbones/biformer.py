@@ -17,6 +17,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from attnzoo.blocks import BiLevelRoutingAttention, GlobalAttention
+from attnzoo.kernels import depthwise_conv
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates, make_drop_path
 from ._weights import OfficialFile, build_model, imagenet_cfg, register_official_files, rename_keys, unwrap
@@ -50,7 +51,7 @@ class BiFormerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pos_embed is not None:
-            x = x + self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = depthwise_conv(x, self.pos_embed.weight, self.pos_embed.bias, residual=True)
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         x = x + self.drop_path2(self.mlp(self.norm2(x)))
         return x

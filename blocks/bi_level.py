@@ -12,7 +12,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attnzoo.kernels import route_regions, routed_attention
+from attnzoo.kernels import depthwise_conv, route_regions, routed_attention
 
 from ._common import check_heads, check_map, make_dropout, pad_to
 
@@ -138,7 +138,7 @@ class BiLevelRoutingAttention(nn.Module):
             dropout=self.attn_drop.p if self.attn_drop.training else 0.0,
         )[:, :H, :W]
         if self.lepe is not None:
-            out = out + self.lepe(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, :H, :W]
+            out = out + depthwise_conv(local, self.lepe.weight, self.lepe.bias)[:, :H, :W]
         return self.proj_drop(self.proj(out))
 
 

@@ -87,16 +87,17 @@ def log_distances(
 @register_notrace_function  # reason: int arguments are Proxies under fx
 def axis_distances(size: int, keys: int, pretrain_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """`log_distances` along one axis: distances [T], and integers [keys, size]."""
-    # Means of pooled positions are whole or half: twice a distance is an integer. Where the keys divide the axis, all
-    # of them are even or all are odd.
+    # Means of pooled positions are whole or half, so that twice a distance is an integer. Where the keys divide the axis,
+    # all of them are whole or all are half: every second integer will do. Some rows of the table are of no pair; a table
+    # without them would have a length that torch.compile spends minutes on.
     key = torch.arange(keys, device=like.device)
     first = torch.div(key * size, keys, rounding_mode='floor')
     behind = torch.div((key + 1) * size + keys - 1, keys, rounding_mode='floor')
     twice = 2 * torch.arange(size, device=like.device) - (first + behind - 1).unsqueeze(1)
-    lowest = 1 - (keys - 1) * size // keys - size
-    highest = 2 * size - 1 - (size + keys - 1) // keys
-    step = 2 if size % keys == 0 else 1
-    distances = torch.arange(lowest, highest + 1, step, device=like.device).to(like.dtype)
+    lowest, step, length = 2 - 2 * size, 1, 4 * size
+    if size % keys == 0:
+        lowest, step, length = 2 - 2 * size - (size // keys + 1) % 2, 2, 2 * size
+    distances = (torch.arange(length, device=like.device) * step + lowest).to(like.dtype)
     # Eight at the far side of the map of pre-training, and then one.
     distances = distances * 4 / max(1, pretrain_size - 1)
     return distances.sign() * (distances.abs() + 1).log2() / 3, torch.div(twice - lowest, step, rounding_mode='floor')

@@ -7,7 +7,7 @@ Papers:
 import torch
 from torch import Tensor, nn
 
-from attnzoo.kernels import full_attention
+from attnzoo.kernels import depthwise_conv, full_attention
 
 from ._common import check_heads, check_map, make_dropout
 
@@ -68,5 +68,5 @@ class GlobalAttention(nn.Module):
         out = out.transpose(1, 2).reshape(B, H, W, C)
         if self.lepe is not None:
             local = qkv[..., 2 * C :] if self.lepe_on_value else x
-            out = out + self.lepe(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            out = out + depthwise_conv(local, self.lepe.weight, self.lepe.bias)
         return self.proj_drop(self.proj(out))
