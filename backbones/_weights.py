@@ -1,11 +1,12 @@
 """Published weights: where a model's official file is, and the one line that says so when it cannot be had.
 
-timm loads whatever a `default_cfg` links to. Some authors' links are dead, or lead to pages that no program can
-download from; for those the file's name is kept here, and a copy that the user has placed in the checkpoint folder is
-found by it.
+timm loads whatever a `default_cfg` links to; the Hugging Face hub's own client goes on where a download broke off, and
+keeps what it has. Some authors' links are dead, or lead to Google Drive or to pages that no program can download from;
+for those the file's name and link are kept here. A copy that the user has placed in the checkpoint folder comes first.
 """
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, clean_state_dict, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, clean_state_dict, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import nn
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -39,7 +41,7 @@ class OfficialFile:
 
 
 class WeightsNotFoundError(RuntimeError):
-    """`pretrained=True` for a model whose official weights are neither downloadable nor in the checkpoint folder.
+    """`pretrained=True` for a model whose weights are neither downloadable here nor in the checkpoint folder.
 
     Attributes:
         problem: What is missing and where it may be placed; the whole text adds what code can pass instead.
@@ -73,8 +75,55 @@ def placed_file(name: str) -> Path | None:
     candidates = [f'{name}.safetensors']
     if name in _official_files:
         candidates.append(_official_files[name].name)
+    elif (cfg := get_pretrained_cfg(name)) and cfg.hf_hub_filename:
+        candidates.append(cfg.hf_hub_filename)
     paths = (checkpoint_folder() / candidate for candidate in candidates)
     return next((path for path in paths if path.is_file()), None)
+
+
+def find_weights(name: str) -> Path:
+    """The file of a model's weights (name with tag): the placed one, or else downloaded from Google Drive.
+
+    Raises:
+        WeightsNotFoundError: There is neither; the message names the file, its page and the folder to place it in.
+    """
+    if path := placed_file(name):
+        return path
+    file = official_file(name)
+    if file is None:
+        raise WeightsNotFoundError(
+            f'{name}: no weights were published. Place your own as {name}.safetensors in {checkpoint_folder()}',
+            'pretrained_cfg_overlay=dict(file=...)',
+        )
+    problem = f'no working download link ({file.status})'
+    if drive := _DRIVE_LINK.match(file.link):
+        try:
+            return _download(DRIVE_DOWNLOAD.format(drive[1]), checkpoint_folder() / file.name)
+        except (OSError, ValueError) as error:
+            problem = f'cannot download {file.link} ({error})'
+    raise WeightsNotFoundError(
+        f'{name}: {problem}. Place {file.name} (see {file.page}) in {checkpoint_folder()}',
+        f'pretrained_cfg_overlay=dict(file={file.name!r})',
+    )
+
+
+_DRIVE_LINK = re.compile(r'https://drive\.google\.com/file/d/([\w-]+)')
+DRIVE_DOWNLOAD = 'https://drive.usercontent.google.com/download?id={}&export=download&confirm=t'
+
+
+def _download(url: str, path: Path) -> Path:
+    """Google Drive answers with a page where a file is gone or asked for too often: that is no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')  # of this process, should another load the same model
+    try:
+        torch.hub.download_url_to_file(url, str(part), progress=sys.stderr.isatty())
+        with open(part, 'rb') as file:
+            if file.read(64).lstrip()[:1] == b'<':
+                raise ValueError('it answers with a web page in place of the file')
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def imagenet_cfg(**facts: Any) -> dict[str, Any]:
@@ -126,33 +175,31 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, **kwarg
         pretrained_cfg=kwargs.get('pretrained_cfg'),
         pretrained_cfg_overlay=kwargs.get('pretrained_cfg_overlay'),
     )
-    if pretrained and not (cfg.has_weights or cfg.state_dict):
-        file = _require_file(f'{variant}.{cfg.tag}' if cfg.tag else variant)
-        kwargs['pretrained_cfg_overlay'] = dict(kwargs.get('pretrained_cfg_overlay') or {}, file=str(file))
+    name = f'{variant}.{cfg.tag}' if cfg.tag else variant
+    given = bool(cfg.file or cfg.state_dict)
+    if pretrained and not given:
+        file = placed_file(name) if cfg.has_weights else find_weights(name)
+        if file:
+            kwargs['pretrained_cfg_overlay'] = dict(kwargs.get('pretrained_cfg_overlay') or {}, file=str(file))
     if 'img_size' in inspect.signature(model_cls).parameters:
         kwargs.setdefault('img_size', cfg.input_size[-2:])
     feature_cfg = {'out_indices': (0, 1, 2, 3), 'flatten_sequential': True, **kwargs.pop('feature_cfg', {})}
-    return build_model_with_cfg(
-        model_cls,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter(model_cls),
-        feature_cfg=feature_cfg,
-        **kwargs,
-    )
-
-
-def _require_file(name: str) -> Path:
-    path = placed_file(name)
-    if path is not None:
-        return path
-    file = official_file(name)
-    if file is None:
-        raise WeightsNotFoundError(
-            f'{name}: no weights were published. Place your own as {name}.safetensors in {checkpoint_folder()}',
-            'pretrained_cfg_overlay=dict(file=...)',
+    try:
+        return build_model_with_cfg(
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter(model_cls),
+            feature_cfg=feature_cfg,
+            **kwargs,
         )
-    raise WeightsNotFoundError(
-        f'{name}: no working download link ({file.status}). Place {file.name} (see {file.page}) in {checkpoint_folder()}',
-        f'pretrained_cfg_overlay=dict(file={file.name!r})',
-    )
+    except (OSError, HfHubHTTPError) as error:  # no network, no such file on the hub, a full disk
+        if given or not (pretrained and cfg.hf_hub_id):
+            raise
+        wanted = cfg.hf_hub_filename or f'{name}.safetensors'
+        reason = str(error).strip().partition('\n')[0]
+        raise WeightsNotFoundError(
+            f'{name}: cannot download {cfg.hf_hub_id} from the Hugging Face hub ({reason}). '
+            f'Place its weights as {wanted} in {checkpoint_folder()}',
+            f'pretrained_cfg_overlay=dict(file={wanted!r})',
+        ) from error
