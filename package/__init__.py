@@ -9,7 +9,8 @@ Importing this package registers its models with timm:
 from importlib.metadata import version
 
 from attnzoo import backbones
+from attnzoo.backbones import WeightsNotFoundError
 
 __version__ = version('attnzoo')
 
-__all__ = ['__version__', 'backbones']
+__all__ = ['WeightsNotFoundError', '__version__', 'backbones']
