@@ -23,6 +23,17 @@ def runs_by_hand(*tensors: Tensor | None) -> bool:
     return x is not None and x.device.type == 'cpu' and x.numel() > 0 and is_plain_eager(*tensors)
 
 
+def prefers_products(keys: int, half: bool, training: bool, learned_mask: bool = False) -> bool:
+    """Whether attention is faster here by two products and a softmax than by PyTorch's SDPA, for a number of keys.
+
+    With few keys the products win, or it makes no difference. With more, SDPA spares the memory traffic of the scores,
+    unless training needs what it is slow at: gradients in half precision, and any of a mask.
+    """
+    if not training:
+        return keys <= 64
+    return keys <= 64 or learned_mask or (half and keys <= 512)
+
+
 def by_hand(
     forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
     backward: Callable[..., tuple[Tensor | None, ...]],

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._autograd import gradients_by_autograd, wants_autograd
+from ._cpu import prefers_products, runs_by_hand
 from ._dispatch import is_plain_eager, is_transformed
 
 
@@ -46,6 +47,14 @@ def full_attention(
 def _unscripted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float) -> Tensor:
     if is_transformed():
         return _by_products(q, k, v, mask, scale, dropout)
+    if dropout == 0.0 and runs_by_hand(q, k, v, mask):
+        training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, mask))
+        if not training and mask is not None:
+            mask = mask.detach()  # SDPA would be slow for the sake of a gradient that is not wanted
+        learned, half = training and mask is not None and mask.requires_grad, q.element_size() <= 2
+        # In half precision SDPA has exact scores; the products give that up for the gradients' sake alone.
+        if prefers_products(k.shape[2], half, training, learned) and (training or not half):
+            return _written_out(q, k, v, mask, scale)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     # Dropped weights could not be computed again.
     if out.requires_grad and dropout == 0.0 and is_plain_eager(q, k, v, mask):
@@ -58,6 +67,12 @@ def _by_products(
 ) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    scores, factor = q @ k.transpose(2, 3), q.shape[3] ** -0.5 if scale is None else scale
+    scores = scores * factor if mask is None else torch.add(mask, scores, alpha=factor)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 class _WithSecondDerivatives(torch.autograd.Function):

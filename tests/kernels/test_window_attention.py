@@ -288,6 +288,16 @@ def test_dropout_drops_weights_and_scales_the_others(
     assert not window_attention(**inputs, dropout=1.0).any()
 
 
+@pytest.mark.parametrize('bias', [None, 'dense'])
+def test_inference_with_many_tokens_and_no_mask_is_the_enumeration_too(bias: str | None) -> None:
+    """It goes through SDPA, with a bias that has a gradient as well."""
+    inputs = make_inputs(2, (10, 16), window=(10, 8), bias=bias, scale=0.5)
+    expected = enumerated(inputs)
+    inputs = {name: x.requires_grad_() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(window_attention(**inputs), expected, rtol=1e-10, atol=1e-12)
+
+
 def test_empty_batch_gives_an_empty_map_with_gradients() -> None:
     inputs = make_inputs(0, (9, 10), bias='dense')
     found = results(window_attention, inputs, torch.float32, 'cpu', torch.ones(0, 9, 10, HEADS * HEAD_DIM))
