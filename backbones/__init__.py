@@ -1,6 +1,14 @@
 """Backbones registered with timm: one family a file."""
 
-from ._weights import WeightsNotFoundError, checkpoint_filter, checkpoint_folder, official_file, placed_file
+from ._weights import (
+    WeightsNotFoundError,
+    checkpoint_filter,
+    checkpoint_folder,
+    find_weights,
+    official_file,
+    placed_file,
+    published_top1,
+)
 from .biformer import BiFormer
 from .crossformer import CrossFormer
 from .davit import DaViT
@@ -16,6 +24,8 @@ __all__ = [
     'WeightsNotFoundError',
     'checkpoint_filter',
     'checkpoint_folder',
+    'find_weights',
     'official_file',
     'placed_file',
+    'published_top1',
 ]

@@ -65,6 +65,19 @@ def official_file(name: str) -> OfficialFile | None:
     return _official_files.get(name)
 
 
+_published_top1: dict[str, float] = {}
+
+
+def register_top1(published: dict[str, float]) -> None:
+    """Add ImageNet-1k top-1 of a family's checkpoints in percent, as their authors publish it, by name with tag."""
+    _published_top1.update(published)
+
+
+def published_top1(name: str) -> float | None:
+    """The published ImageNet-1k top-1 (percent) of the checkpoint of a model name with tag, or None."""
+    return _published_top1.get(name)
+
+
 def checkpoint_folder() -> Path:
     """Where downloaded and hand-placed weights lie: the folder that torch.hub and timm use."""
     return Path(torch.hub.get_dir()) / 'checkpoints'

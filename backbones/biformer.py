@@ -20,7 +20,15 @@ from attnzoo.blocks import BiLevelRoutingAttention, GlobalAttention
 from attnzoo.kernels import depthwise_conv
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates, make_drop_path
-from ._weights import OfficialFile, build_model, imagenet_cfg, register_official_files, rename_keys, unwrap
+from ._weights import (
+    OfficialFile,
+    build_model,
+    imagenet_cfg,
+    register_official_files,
+    register_top1,
+    rename_keys,
+    unwrap,
+)
 
 __all__ = ['BiFormer']
 
@@ -205,6 +213,15 @@ default_cfgs = generate_default_cfgs(
         'biformer_base.in1k': _cfg(),
         'biformer_stl.in1k': _cfg(first_conv='stem.conv'),
         'biformer_stl_nchw.in1k': _cfg(first_conv='stem.conv'),
+    }
+)
+register_top1(
+    {
+        'biformer_tiny.in1k': 81.4,
+        'biformer_small.in1k': 83.8,
+        'biformer_base.in1k': 84.3,
+        'biformer_stl.in1k': 82.7,
+        'biformer_stl_nchw.in1k': 82.7,
     }
 )
 

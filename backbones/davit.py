@@ -19,7 +19,7 @@ from attnzoo.blocks import DualAttention
 from attnzoo.blocks._common import pad_to
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates
-from ._weights import build_model, imagenet_cfg, rename_keys, unwrap
+from ._weights import build_model, imagenet_cfg, register_top1, rename_keys, unwrap
 
 __all__ = ['DaViT']
 
@@ -173,6 +173,7 @@ default_cfgs = generate_default_cfgs(
         'davit_giant_fused': _cfg(),
     }
 )
+register_top1({'davit_tiny_fused.in1k': 82.8, 'davit_small_fused.in1k': 84.2, 'davit_base_fused.in1k': 84.6})
 
 
 @register_model

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attnzoo.blocks import AggregatedAttention, ConvolutionalGLU, LengthScaledAttention
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates, make_drop_path
-from ._weights import build_model, imagenet_cfg, rename_keys, unwrap
+from ._weights import build_model, imagenet_cfg, register_top1, rename_keys, unwrap
 
 __all__ = ['TransNeXt']
 
@@ -217,6 +217,17 @@ default_cfgs = generate_default_cfgs(
         'transnext_base.in1k': _cfg('base-224-1k'),
         'transnext_base.in1k_384': _cfg('base-384-1k-ft-1k', **_AT_384),
         'transnext_micro_aaaa.in1k': _cfg('micro-AAAA-256-1k', input_size=(3, 256, 256), pool_size=(8, 8)),
+    }
+)
+register_top1(
+    {
+        'transnext_micro.in1k': 82.5,
+        'transnext_tiny.in1k': 84.0,
+        'transnext_small.in1k': 84.7,
+        'transnext_small.in1k_384': 86.0,
+        'transnext_base.in1k': 84.8,
+        'transnext_base.in1k_384': 86.2,
+        'transnext_micro_aaaa.in1k': 82.6,
     }
 )
 

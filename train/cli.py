@@ -169,3 +169,22 @@ def convert(
     from .convert import convert as run
 
     run(source, destination, model, force=force)
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar='NAME... [KEY=VALUE]...', show_default=False, help='Models of attnzoo; wildcards work.'),
+    ],
+    report: Annotated[str, typer.Option('--json', metavar='FILE', help='Where to write the report.')] = 'verify.json',
+) -> None:
+    """Download published weights, check their hash, load them strictly and, with data.root=PATH, score them.
+
+    The exit status is 1 where one of them cannot be had, does not fit, or is off its published top-1.
+    """
+    with _extra('train'):
+        from .verify import verify as run
+
+    settings = [word for word in names if '=' in word]
+    raise typer.Exit(run([word for word in names if '=' not in word], settings, report))

@@ -43,7 +43,7 @@ def score(target: str, overrides: Sequence[str]) -> None:
             "data.format=digits scikit-learn's digits, data.format=hfds/NAME a data set that timm opens"
         )
     accelerator = make_accelerator(config)
-    scores = _score(config, model, spec, accelerator)
+    scores = score_model(config, model, spec, accelerator)
     if accelerator.is_main_process:
         rows = {
             'top-1': f'{scores.top1:.2f} %',
@@ -61,7 +61,8 @@ def _settings_of_run(target: Path) -> Path | None:
     return settings if target.exists() and settings.is_file() else None
 
 
-def _score(config: Config, model: nn.Module, spec: models.ModelSpec, accelerator: Accelerator) -> Scores:
+def score_model(config: Config, model: nn.Module, spec: models.ModelSpec, accelerator: Accelerator) -> Scores:
+    """Score a model on the held-out split of `config.data`, whose classes are matched to the model's by name."""
     main = accelerator.is_main_process
     spec = _at_size_asked_for(config, model, spec)
     samples = open_dataset(config.data, config.data.val_split)
