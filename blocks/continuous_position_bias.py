@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._common import window_size
+from ._tables import TableModule
 
 
-class ContinuousPositionBias(nn.Module):
+class ContinuousPositionBias(TableModule):
     """Continuous position bias: an MLP from the logarithm of the distance of two positions to a bias for each head.
 
     Queries are the positions of a map, keys those of the same map or of a pooled one, whose positions are the means of
@@ -56,10 +57,18 @@ class ContinuousPositionBias(nn.Module):
     def forward(self, size: tuple[int, int]) -> Tensor:
         made = size if self.bias_size is None else self.bias_size
         keys, made_keys = pooled_size(size, self.pool_ratio), pooled_size(made, self.pool_ratio)
-        distances, index = log_distances(made, made_keys, self.pretrain_size, self.fc1.weight)
-        table = self.fc2(F.relu(self.fc1(distances)))
+        if torch.jit.is_scripting():
+            table = self.make_table(made)
+        else:
+            table = self.keep(self.make_table, made)
+        index = pair_index(made, made_keys, table)
         bias = table.t().index_select(1, index.flatten()).unflatten(1, (made_keys[0] * made_keys[1], -1))
         return resize_bias(bias, made, made_keys, size, keys).transpose(1, 2)
+
+    def make_table(self, size: tuple[int, int]) -> Tensor:
+        """Biases of all distances on a map of that size, [T, N]: much smaller than those of all pairs."""
+        distances = log_distances(size, pooled_size(size, self.pool_ratio), self.pretrain_size, self.fc1.weight)
+        return self.fc2(F.relu(self.fc1(distances)))
 
 
 @register_notrace_function  # reason: int arguments are Proxies under fx, and max decides on them
@@ -71,36 +80,51 @@ def pooled_size(size: tuple[int, int], ratio: int) -> tuple[int, int]:
 @register_notrace_function  # reason: int arguments are Proxies under fx
 def log_distances(
     size: tuple[int, int], key_size: tuple[int, int], pretrain_size: tuple[int, int], like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The different distances of queries and keys, and which of them each pair has.
-
-    Returns:
-        Logarithmic distances (dy, dx) [T, 2], in the dtype and on the device of `like`, and integers [h * w, H * W].
-    """
-    dy, rows = axis_distances(size[0], key_size[0], pretrain_size[0], like)
-    dx, columns = axis_distances(size[1], key_size[1], pretrain_size[1], like)
-    index = rows[:, None, :, None] * dx.shape[0] + columns[None, :, None, :]
-    distances = torch.stack([dy.unsqueeze(1).expand(-1, dx.shape[0]), dx.expand(dy.shape[0], -1)], 2)
-    return distances.flatten(0, 1), index.flatten(2).flatten(0, 1)
+) -> Tensor:
+    """Logarithmic distances (dy, dx) that queries and keys may have, [T, 2], with the dtype and device of `like`."""
+    dy = axis_distances(size[0], key_size[0], pretrain_size[0], like)
+    dx = axis_distances(size[1], key_size[1], pretrain_size[1], like)
+    return torch.stack([dy.unsqueeze(1).expand(-1, dx.shape[0]), dx.expand(dy.shape[0], -1)], 2).flatten(0, 1)
 
 
 @register_notrace_function  # reason: int arguments are Proxies under fx
-def axis_distances(size: int, keys: int, pretrain_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """`log_distances` along one axis: distances [T], and integers [keys, size]."""
-    # Means of pooled positions are whole or half, so that twice a distance is an integer. Where the keys divide the axis,
-    # all of them are whole or all are half: every second integer will do. Some rows of the table are of no pair; a table
-    # without them would have a length that torch.compile spends minutes on.
+def pair_index(size: tuple[int, int], key_size: tuple[int, int], like: Tensor) -> Tensor:
+    """Which of `log_distances` each key and query have: integers [h * w, H * W]."""
+    _, _, row = distance_range(size[1], key_size[1])
+    rows, columns = axis_index(size[0], key_size[0], like), axis_index(size[1], key_size[1], like)
+    return (rows[:, None, :, None] * row + columns[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+@register_notrace_function  # reason: int arguments are Proxies under fx
+def distance_range(size: int, keys: int) -> tuple[int, int, int]:
+    """Twice the distances along an axis, which are integers: the lowest, the step to the next, and how many."""
+    # Means of pooled positions are whole or half. Where the keys divide the axis, all are whole or all are half, and
+    # every second integer will do. Some of these distances are of no pair; without them, torch.compile would spend
+    # minutes on how many there are.
+    if size % keys == 0:
+        return 2 - 2 * size - (size // keys + 1) % 2, 2, 2 * size
+    return 2 - 2 * size, 1, 4 * size
+
+
+@register_notrace_function  # reason: int arguments are Proxies under fx
+def axis_distances(size: int, keys: int, pretrain_size: int, like: Tensor) -> Tensor:
+    """`log_distances` along one axis."""
+    lowest, step, count = distance_range(size, keys)
+    twice = (torch.arange(count, device=like.device) * step + lowest).to(like.dtype)
+    # Eight at the far side of the map of pre-training, and then one.
+    distances = twice * 4 / max(1, pretrain_size - 1)
+    return distances.sign() * (distances.abs() + 1).log2() / 3
+
+
+@register_notrace_function  # reason: int arguments are Proxies under fx
+def axis_index(size: int, keys: int, like: Tensor) -> Tensor:
+    """`pair_index` along one axis: [keys, size]."""
+    lowest, step, _ = distance_range(size, keys)
     key = torch.arange(keys, device=like.device)
     first = torch.div(key * size, keys, rounding_mode='floor')
     behind = torch.div((key + 1) * size + keys - 1, keys, rounding_mode='floor')
     twice = 2 * torch.arange(size, device=like.device) - (first + behind - 1).unsqueeze(1)
-    lowest, step, length = 2 - 2 * size, 1, 4 * size
-    if size % keys == 0:
-        lowest, step, length = 2 - 2 * size - (size // keys + 1) % 2, 2, 2 * size
-    distances = (torch.arange(length, device=like.device) * step + lowest).to(like.dtype)
-    # Eight at the far side of the map of pre-training, and then one.
-    distances = distances * 4 / max(1, pretrain_size - 1)
-    return distances.sign() * (distances.abs() + 1).log2() / 3, torch.div(twice - lowest, step, rounding_mode='floor')
+    return torch.div(twice - lowest, step, rounding_mode='floor')
 
 
 @register_notrace_function  # reason: int arguments are Proxies under fx

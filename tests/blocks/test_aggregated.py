@@ -4,6 +4,7 @@ import pytest
 import torch
 from official_block import assert_equals_the_official_block
 from onlookers import over_all_onlookers
+from torch import nn
 from torch.nn import functional as F
 
 from attnzoo.blocks import AggregatedAttention, ContinuousPositionBias, ConvolutionalGLU, LengthScaledAttention
@@ -85,6 +86,17 @@ def test_resized_position_bias():
     torch.testing.assert_close(resized((12, 9)), expected.transpose(1, 2))
 
 
+def test_position_bias_keeps_its_table_for_inference():
+    """That of distances, not that of pairs, which is as large as all scores of an image."""
+    module = ContinuousPositionBias(2, 8, pool_ratio=4).eval()
+    with torch.no_grad():
+        first, again = module((8, 8)), module((8, 8))
+    assert torch.equal(first, again) and module._kept[1].shape == (16 * 16, 2)
+    nn.init.ones_(module.fc2.bias)
+    with torch.no_grad():
+        assert not torch.allclose(module((8, 8)), first)
+
+
 def test_pooled_map_of_small_and_odd_maps():
     """At least one token, and rounded down."""
     module = AggregatedAttention(16, 2, pool_ratio=4)
@@ -97,7 +109,7 @@ def test_pooled_map_of_small_and_odd_maps():
 
 BLOCKS = {
     'a pooled map that divides': (lambda **dd: AggregatedAttention(16, 2, (6, 8), pool_ratio=2, **dd), (6, 8)),
-    'a pooled map that does not': (lambda **dd: AggregatedAttention(16, 2, 7, pool_ratio=4, window=5, **dd), (9, 11)),
+    'a pooled map that does not': (lambda **dd: AggregatedAttention(16, 2, 7, pool_ratio=4, **dd), (9, 11)),
     'length-scaled': (lambda **dd: LengthScaledAttention(16, 2, **dd), (5, 6)),
     'resized position bias': (lambda **dd: LengthScaledAttention(16, 2, bias_size=(4, 3), **dd), (5, 6)),
     'convolutional GLU': (lambda **dd: ConvolutionalGLU(16, **dd), (5, 6)),
@@ -122,7 +134,7 @@ def test_does_the_same_whoever_looks_on(block, looks_on):
 @pytest.mark.parametrize('block', ['a pooled map that does not', 'length-scaled'])
 def test_graphs(block, assert_same_in_a_graph):
     make, size = BLOCKS[block]
-    assert_same_in_a_graph(make(), torch.randn(2, *size, 16), torch.randn(1, *size, 16), torch.randn(2, 7, 13, 16))
+    assert_same_in_a_graph(make(), torch.randn(2, *size, 16), torch.randn(1, 7, 13, 16))
 
 
 @pytest.mark.parametrize('block', BLOCKS)
