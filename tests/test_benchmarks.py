@@ -27,6 +27,29 @@ def test_the_official_formulation_is_the_same_function(root, monkeypatch):
         torch.testing.assert_close(mine, true)
 
 
+@pytest.mark.parametrize('name', ['aggregated', 'glu', 'channels_of_groups', 'depthwise'])
+def test_ops_and_their_rivals_are_the_same_functions(name, root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / 'benchmarks'))
+    import ops_cpu
+
+    sizes = {'aggregated': (6, 2, 3), 'glu': (6, 8, 12), 'channels_of_groups': (8, 2), 'depthwise': (6, 8, 5)}
+    torch.manual_seed(0)
+    case = getattr(ops_cpu, name)(2, *sizes[name])
+    for x in (*case.projected, *case.others):
+        x.div_(4 if name == 'channels_of_groups' else 1)  # scores grow with the map
+    for training in (False, True):
+        ours, theirs = (ops_cpu.step(case, function, False, training)() for function in (case.ours, case.theirs))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ops_are_compared_with_their_rivals(root, tmp_path):
+    command = [sys.executable, 'benchmarks/ops_cpu.py', '--case', 'stage 3', '--batch', '1', '--pairs', '3', '--json']
+    subprocess.run([*command, tmp_path / 'report.json'], cwd=root, check=True)
+    rows = json.loads((tmp_path / 'report.json').read_text())['rows']
+    assert len(rows) == 12 and all(row['seconds'] > 0 and row['peak_bytes'] > 0 for row in rows)
+
+
 @pytest.mark.slow
 def test_efficiency_is_reported_for_a_model(root, tmp_path):
     command = [sys.executable, 'benchmarks/model_efficiency.py', 'biformer_tiny', '--batch', '1', '--json']
@@ -53,3 +76,13 @@ def test_window_attention_is_compared_with_timm(root, tmp_path):
     subprocess.run([*command, '--json', report], cwd=root, check=True)
     rows = json.loads(report.read_text())['rows']
     assert len(rows) == 8 and all(row['seconds'] > 0 and row['peak_bytes'] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_models_are_compared_with_timms(root, tmp_path):
+    command = [sys.executable, 'benchmarks/models_against_timm.py', 'maxvit_tiny_fused', '--batch', '1', '--pairs', '2']
+    report = tmp_path / 'report.json'
+    subprocess.run([*command, '--json', report], cwd=root, check=True)
+    rows = json.loads(report.read_text())['rows']
+    assert [row['direction'] for row in rows] == ['forward', 'forward+backward']
+    assert all(row['seconds'] > 0 and row['peak_bytes'] > 0 and row['timm_peak_bytes'] > 0 for row in rows)
