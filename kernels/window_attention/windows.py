@@ -135,7 +135,7 @@ def attend(
         q, k = normalize(q), normalize(k)
     elif in_place and mask is None and dropout == 0.0 and not prefers_products(tokens, q.element_size() <= 2, False):
         q, k, v = q.unflatten(0, (-1, heads)), k.unflatten(0, (-1, heads)), v.unflatten(0, (-1, heads))
-        bias = None if bias is None else bias.detach()
+        bias = None if bias is None else bias.detach().unsqueeze(0)  # of three dimensions it would not be fused
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).flatten(0, 1)
     # Products of contiguous batches, which give the bias its gradient.
     groups = 1 if mask is None else mask.shape[0]

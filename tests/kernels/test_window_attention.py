@@ -298,6 +298,15 @@ def test_inference_with_many_tokens_and_no_mask_is_the_enumeration_too(bias: str
         torch.testing.assert_close(window_attention(**inputs), expected, rtol=1e-10, atol=1e-12)
 
 
+def test_inference_with_many_tokens_is_fused() -> None:
+    """PyTorch fuses a bias of four dimensions, and computes with one of three by products and masks."""
+    qkv, bias = torch.randn(2, 14, 14, 96), torch.randn(2, 196, 196)
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        window_attention(qkv, bias=bias, num_heads=2, window=(14, 14))
+    names = {event.key for event in profile.key_averages()}
+    assert any('flash' in name for name in names) and 'aten::_softmax' not in names, names
+
+
 def test_empty_batch_gives_an_empty_map_with_gradients() -> None:
     inputs = make_inputs(0, (9, 10), bias='dense')
     found = results(window_attention, inputs, torch.float32, 'cpu', torch.ones(0, 9, 10, HEADS * HEAD_DIM))
