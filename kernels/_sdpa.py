@@ -50,7 +50,8 @@ def _unscripted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
     if dropout == 0.0 and runs_by_hand(q, k, v, mask):
         training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, mask))
         if not training and mask is not None:
-            mask = mask.detach()  # SDPA would be slow for the sake of a gradient that is not wanted
+            # SDPA would be slow for the sake of a gradient that is not wanted, or of three dimensions.
+            mask = mask.detach().expand(1, *mask.shape) if mask.ndim == 3 else mask.detach()
         learned, half = training and mask is not None and mask.requires_grad, q.element_size() <= 2
         # In half precision SDPA has exact scores; the products give that up for the gradients' sake alone.
         if prefers_products(k.shape[2], half, training, learned) and (training or not half):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._dispatch import check_dropout
+from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout
 
 from .reference import aggregated_attention_reference
 
@@ -61,6 +61,7 @@ def aggregated_attention(
             q, kv, pool_kv, temperature, query_embedding, local_bias, pool_bias, tokens, token_bias, num_heads, window
         )
         check_dropout(dropout)
+        q, kv, pool_kv = cast_for_autocast(q, kv, pool_kv)
     return aggregated_attention_reference(
         q, kv, pool_kv, temperature, query_embedding, local_bias, pool_bias, tokens, token_bias, num_heads, window,
         dropout,

@@ -53,6 +53,8 @@ def test_equals_the_definition(keys, mask, scale, written_out):
     inputs = {name: x.requires_grad_() if isinstance(x, Tensor) else x for name, x in inputs.items()}
     with torch.no_grad():
         assert_near(full_attention(**inputs), expected['output'], 1e-12)
+        if mask:
+            assert_near(full_attention(**inputs | {'mask': inputs['mask'][0]}), expected['output'], 1e-12)
     assert bool(written_out) == (keys == 5)
 
 
