@@ -12,14 +12,23 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import ClassifierHead, LayerNorm2d, Mlp
+from timm.layers import ClassifierHead, LayerNorm2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from attnzoo.blocks import CrossScaleEmbedding, LongShortAttention
+from attnzoo.blocks import CrossScaleEmbedding, LongShortAttention, Mlp
+from attnzoo.kernels import depthwise_conv
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates, make_drop_path
-from ._weights import OfficialFile, build_model, imagenet_cfg, register_official_files, rename_keys, unwrap
+from ._weights import (
+    OfficialFile,
+    build_model,
+    imagenet_cfg,
+    register_official_files,
+    register_top1,
+    rename_keys,
+    unwrap,
+)
 
 __all__ = ['CrossFormer']
 
@@ -65,7 +74,7 @@ class CoolingLayer(nn.Module):
         self.norm = nn.LayerNorm(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.norm(depthwise_conv(x, self.conv.weight, self.conv.bias))
 
 
 class CrossFormer(Pyramid):
@@ -183,6 +192,18 @@ default_cfgs = generate_default_cfgs(
         'crossformer_pp_base.in1k': _cfg_pp(),
         'crossformer_pp_large.in1k': _cfg_pp(),
         'crossformer_pp_huge.in1k': _cfg_pp(),
+    }
+)
+register_top1(
+    {
+        'crossformer_tiny.in1k': 81.5,
+        'crossformer_small.in1k': 82.5,
+        'crossformer_base.in1k': 83.4,
+        'crossformer_large.in1k': 84.0,
+        'crossformer_pp_small.in1k': 83.2,
+        'crossformer_pp_base.in1k': 84.2,
+        'crossformer_pp_large.in1k': 84.7,
+        'crossformer_pp_huge.in1k': 84.9,
     }
 )
 

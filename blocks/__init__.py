@@ -17,6 +17,7 @@ from .global_attention import GlobalAttention
 from .grid import BlockAttention, GridAttention
 from .length_scaled import LengthScaledAttention
 from .long_short import LongShortAttention
+from .mlp import Mlp
 from .multi_axis import MBConv, MultiAxisAttention
 from .window import WindowAttention
 
@@ -36,6 +37,7 @@ __all__ = [
     'LengthScaledAttention',
     'LongShortAttention',
     'MBConv',
+    'Mlp',
     'MultiAxisAttention',
     'WindowAttention',
 ]

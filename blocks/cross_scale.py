@@ -7,6 +7,8 @@ Papers:
 import torch
 from torch import Tensor, nn
 
+from attnzoo.kernels import patch_conv
+
 from ._common import check_map
 
 
@@ -54,7 +56,7 @@ class CrossScaleEmbedding(nn.Module):
         self.norm_first = norm_first
         self.channels_first = channels_first
         self.projs = nn.ModuleList(
-            nn.Conv2d(dim, dim_out // share, kernel, stride, padding=(kernel - stride) // 2, **dd)
+            PatchConv2d(dim, dim_out // share, kernel, stride, padding=(kernel - stride) // 2, **dd)
             for kernel, share in zip(kernels, shares, strict=True)
         )
         self.norm = nn.LayerNorm(dim if norm_first else dim_out, **dd)
@@ -70,3 +72,10 @@ class CrossScaleEmbedding(nn.Module):
         if not self.norm_first:
             x = self.norm(x)
         return x.permute(0, 3, 1, 2) if self.channels_first else x
+
+
+class PatchConv2d(nn.Conv2d):
+    """`nn.Conv2d` through `attnzoo.kernels.patch_conv`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return patch_conv(x, self.weight, self.bias, self.stride[0])

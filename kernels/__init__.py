@@ -10,6 +10,7 @@ from .aggregated_attention import aggregated_attention
 from .channel_attention import channel_attention
 from .conv_glu import conv_glu
 from .depthwise_conv import depthwise_conv
+from .patch_conv import patch_conv
 from .routed_attention import route_regions, routed_attention
 from .window_attention import window_attention
 
@@ -21,6 +22,7 @@ PUBLIC_FUNCTIONS = (
     depthwise_conv,
     full_attention,
     normalize,
+    patch_conv,
     route_regions,
     routed_attention,
     window_attention,
@@ -34,6 +36,7 @@ __all__ = [
     'depthwise_conv',
     'full_attention',
     'normalize',
+    'patch_conv',
     'route_regions',
     'routed_attention',
     'why',

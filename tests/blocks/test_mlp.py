@@ -1,0 +1,80 @@
+"""The MLP equals timm's, by parts and as a whole."""
+
+import copy
+from unittest.mock import patch
+
+import pytest
+import timm.layers
+import torch
+from onlookers import assert_near, gradients, over_all_onlookers
+
+from attnzoo.blocks import Mlp, mlp
+from attnzoo.kernels._measure import peak_bytes
+
+
+@pytest.fixture
+def small_parts():
+    """Every hidden layer counts as large, and a part is three rows of 16 hidden channels."""
+    with patch.object(mlp, 'LARGE_BYTES', 1), patch.object(mlp, 'PART_BYTES', 3 * 16 * 4):
+        yield
+
+
+@pytest.mark.parametrize('shape', [(2, 5, 7, 4), (3, 11, 4), (1, 4)])
+@pytest.mark.parametrize('arguments', [{}, dict(out_features=6, bias=(True, False), norm_layer=torch.nn.LayerNorm)])
+def test_equals_timms(arguments, shape, small_parts):
+    torch.manual_seed(0)
+    theirs = timm.layers.Mlp(4, 16, **arguments)
+    module = Mlp(4, 16, **arguments)
+    module.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape)
+    with patch.object(Mlp, 'by_parts', autospec=True, side_effect=Mlp.by_parts) as by_parts:
+        found = gradients(module, module, (x,))
+    assert by_parts.called
+    for one, other in zip(found, gradients(theirs, theirs, (x,)), strict=True):
+        assert_near(one, other, 1e-5)
+    with torch.no_grad():
+        assert_near(module(x), theirs(x), 1e-6)
+
+
+@over_all_onlookers
+def test_does_the_same_whoever_looks_on(looks_on, small_parts):
+    torch.manual_seed(0)
+    looks_on(Mlp(4, 16).eval(), torch.randn(3, 5, 6, 4))
+
+
+def test_whoever_listens_to_a_layer_hears_it_once(small_parts):
+    module, heard = Mlp(4, 16), []
+    x = torch.randn(2, 5, 7, 4)
+    expected = module(x)
+    handle = module.act.register_forward_hook(lambda module, inputs, out: heard.append(out.shape))
+    assert_near(module(x), expected, 1e-6)
+    assert heard == [(2, 5, 7, 16)]
+    handle.remove()
+    assert_near(module(x), expected, 1e-6)
+    assert len(heard) == 1
+
+
+def test_dropout_drops(small_parts):
+    torch.manual_seed(0)
+    module = Mlp(4, 16, drop=(0.5, 0.0)).train()
+    x = torch.randn(1, 4).expand(400, 4)
+    assert len(module(x).unique(dim=0)) > 390
+    assert len(module.eval()(x).detach().mul(1e4).round().unique(dim=0)) == 1
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_takes_less_memory(training):
+    """At the size of a first stage: 25,088 tokens, hidden layers of 38 MB."""
+    torch.manual_seed(0)
+    module, x = Mlp(96, 384), torch.randn(8, 56, 56, 96)
+    whole = copy.deepcopy(module)
+    whole.by_parts = whole.layers
+
+    def step(module):
+        with torch.set_grad_enabled(training):
+            out = module(x)
+        if training:
+            out.sum().backward()
+
+    peaks = [peak_bytes(lambda one=one: step(one), torch.device('cpu')) for one in (module, whole)]
+    assert peaks[0] < 0.8 * peaks[1]
