@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .neighbours import beyond_border, count_keys
 
-PART_BYTES = 800 << 10  # of the queries of a part
+PART_BYTES = 600 << 10  # of the queries of a part
 
 
 class Parameters(NamedTuple):
@@ -125,24 +125,27 @@ class Workspace:
         self.layout = layout
         d, n, m, keys = layout.head_dim, layout.positions, layout.with_border, len(layout.shifts) + layout.pooled
         self.maps = Maps(*(layout.new(*s) for s in ((d, n), (d, n), (d, m), (d, m), (keys, n), (1, n), (1, m))))
-        self.product = layout.new(d, n)
-        self.square = layout.new(d, m).flatten()
+        self._scratch = layout.new(d, m).flatten()
+
+    def scratch_like(self, x: Tensor) -> Tensor:
+        """Room for a product as large as a map of the part, until the next."""
+        return self._scratch[: x.numel()].view(x.shape)
 
     def attend(self, q: Tensor, kv: Tensor, pool_k: Tensor, shared: Parameters) -> Maps:
         """A part's maps, from views [images, N, d, H, W] of the queries and [images, 2, N, d, H, W] of the others."""
         layout, pairs = self.layout, q.shape[0] * q.shape[1]
-        maps, product = Maps(*(x[:pairs] for x in self.maps)), self.product[:pairs]
+        maps = Maps(*(x[:pairs] for x in self.maps))
         layout.fill(maps.q, q)
         layout.fill(maps.k, kv[:, 0])
         layout.fill(maps.v, kv[:, 1])
         for x, length in ((maps.q, maps.length_q), (maps.k, maps.length_k)):
-            square = self.square[: x.numel()].view(x.shape)
-            torch.mul(x, x, out=square)  # norms along an axis that is not the last are slow
+            square = torch.mul(x, x, out=self.scratch_like(x))  # norms along an axis that is not the last are slow
             torch.sum(square, 1, keepdim=True, out=length)
             x.div_(length.sqrt_().clamp_(min=1e-12))
         torch.add(per_head(maps.q, shared.embedding), shared.embedding, out=per_head(maps.scaled_q, shared.embedding))
         per_head(maps.scaled_q, shared.factor).mul_(shared.factor)
 
+        product = self.scratch_like(maps.q)
         for o, k in enumerate(layout.neighbours(maps.k)):
             torch.mul(maps.scaled_q, k, out=product)
             torch.sum(product, 1, out=maps.scores[:, o])
@@ -183,7 +186,7 @@ def forward(q: Tensor, kv: Tensor, pool_kv: Tensor, *parameters_and_shape: Any) 
             maps = workspace.attend(all_q[images, heads], all_kv[images, :, heads], keys, shared)
             local = maps.scores[:, :count].add_(token_weights(maps.q, shared))
             total = torch.bmm(
-                pool_v[images, heads].flatten(0, 1).mT, maps.scores[:, count:], out=workspace.product[: len(keys)]
+                pool_v[images, heads].flatten(0, 1).mT, maps.scores[:, count:], out=workspace.scratch_like(maps.q)
             )
             for o, v in enumerate(layout.neighbours(maps.v)):
                 total.addcmul_(v, local[:, o : o + 1])
@@ -221,7 +224,7 @@ def backward(
             keys, values = pool_k[images, heads].flatten(0, 1), pool_v[images, heads].flatten(0, 1)
             maps = workspace.attend(all_q[images, heads], all_kv[images, :, heads], keys, shared)
             d_out, d_k, d_v = (x[: len(keys)] for x in buffers)
-            product = workspace.product[: len(keys)]
+            product = workspace.scratch_like(d_out)
             layout.fill(d_out, all_d_out[images, heads])
             d_k.zero_()
             d_v.zero_()
@@ -241,7 +244,8 @@ def backward(
             d_unit_q = (shared.tokens @ d_local).flatten(0, 1)
 
             # Scores
-            d_scores = torch._softmax_backward_data(d_scores, maps.scores, 1, layout.dtype)
+            d_scores.mul_(maps.scores)
+            d_scores.addcmul_(maps.scores, d_scores.sum(1, keepdim=True), value=-1)
             d_shared.bias.add_(per_head(d_scores, shared.bias).sum(0))
             d_scaled_q = torch.bmm(keys.mT, d_scores[:, count:])
             d_keys = torch.bmm(d_scores[:, count:], maps.scaled_q.mT)
@@ -251,14 +255,14 @@ def backward(
                 d_neighbour.addcmul_(maps.scaled_q, d_score)
 
             # Queries and keys before they were scaled
-            embedded = per_head(maps.q, shared.embedding) + shared.embedding
-            d_factor = embedded.flatten(0, 1).mul_(d_scaled_q).sum(1, keepdim=True)
+            torch.add(per_head(maps.q, shared.embedding), shared.embedding, out=per_head(product, shared.embedding))
+            d_factor = product.mul_(d_scaled_q).sum(1, keepdim=True)
             d_shared.factor.add_(per_head(d_factor, shared.factor).sum(0))
             d_embedded = per_head(d_scaled_q, shared.factor).mul_(shared.factor)
             d_shared.embedding.add_(d_embedded.sum((0, 3)).unsqueeze(2))
             d_unit_q.add_(d_scaled_q)
             for x, length, d_unit in ((maps.q, maps.length_q, d_unit_q), (maps.k, maps.length_k, d_k)):
-                along = torch.sum(d_unit * x, 1, keepdim=True)
+                along = torch.mul(d_unit, x, out=workspace.scratch_like(x)).sum(1, keepdim=True)
                 d_unit.addcmul_(x, along, value=-1).div_(length)
 
             target, target_kv = all_d_q[images, heads], all_d_kv[images, :, heads]

@@ -28,9 +28,10 @@ def channel_attention_reference(qkv: Tensor, num_heads: int, scale: float) -> Te
 
 def _plain(qkv: Tensor, num_heads: int, scale: float) -> Tensor:
     size = qkv.shape[1:3]
-    q, k, v = qkv.flatten(1, 2).unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 4, 1).unbind(0)  # [B, heads, d, N]
-    weights = ((k * scale) @ v.transpose(2, 3)).softmax(-1)
-    return (weights @ q).flatten(1, 2).transpose(1, 2).unflatten(1, size)
+    q, k, v = qkv.flatten(1, 2).unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d]
+    weights = ((k * scale).transpose(2, 3) @ v).softmax(-1)
+    out = (weights @ q.transpose(2, 3)).permute(0, 3, 1, 2)
+    return out.flatten(2).unflatten(1, size)
 
 
 def _forward(qkv: Tensor, num_heads: int, scale: float) -> tuple[Tensor, tuple[Tensor]]:
