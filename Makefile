@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 demo: $(VENV)/.train
 	$(BIN)/attnzoo train classification/digits_biformer.yaml output=runs/demo
-	@echo "next: $(BIN)/attnzoo predict runs/demo IMAGE...    $(BIN)/attnzoo list    $(BIN)/attnzoo --help"
+	@echo "next: $(BIN)/attnzoo predict runs/demo docs/three.png    $(BIN)/attnzoo list    $(BIN)/attnzoo --help"
 
 # Two processes of one thread each: with more, threads of one process wait for those of the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
