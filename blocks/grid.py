@@ -92,8 +92,8 @@ class RelativePositionBias(nn.Module):
 
     Legend: T = (2Wh - 1) * (2Ww - 1) offsets, N = h * w tokens.
 
-    `look_up` takes a window (h, w), at most (Wh, Ww), and returns the table [T, num_heads] and the index [N, N] into its
-    rows, as `attnzoo.kernels.window_attention` takes them.
+    `look_up` takes a window (h, w), at most (Wh, Ww), and returns the table [T, num_heads] and the index [N, N] into
+    its rows, as `attnzoo.kernels.window_attention` takes them.
     """
 
     relative_position_index: Tensor

@@ -3,18 +3,14 @@
 import timm.layers
 import torch
 from torch import Tensor
-from torch.fx import Proxy
 
-from attnzoo.kernels._cpu import LARGE_BYTES, runs_by_hand
-
-PART_BYTES = 4 << 20  # of the hidden layer, where it is computed by parts
+from ._parts import parts, pays_by_parts
 
 
 class Mlp(timm.layers.Mlp):
     """timm's MLP, which on a CPU computes a large hidden layer by parts that fit into the caches.
 
-    As a whole it would be memory that is new at each call, and getting that takes longer than filling it. Parameters,
-    arguments and results are timm's.
+    Parameters, arguments and results are timm's.
 
     Shape: [..., in_features] -> [..., out_features].
     """
@@ -30,18 +26,13 @@ class Mlp(timm.layers.Mlp):
 
     @torch.jit.ignore
     def by_parts(self, x: Tensor) -> Tensor:
-        rows = max(1, PART_BYTES // (self.fc1.out_features * x.element_size()))
-        return torch.cat([self.layers(part) for part in x.flatten(0, -2).split(rows)]).unflatten(0, x.shape[:-1])
+        rows = x.flatten(0, -2)
+        return torch.cat([self.layers(part) for part in parts(rows, self.growth())]).unflatten(0, x.shape[:-1])
 
     @torch.jit.ignore
     def pays_by_parts(self, x: Tensor) -> bool:
-        if isinstance(x, Proxy) or not runs_by_hand(x):
-            return False
-        if x.numel() // x.shape[-1] * self.fc1.out_features * x.element_size() < LARGE_BYTES:
-            return False
-        # Whoever listens to a layer wants to hear it once.
-        return not any(
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-            for m in self.modules()
-            if m is not self
-        )
+        return pays_by_parts(self, x, self.growth())
+
+    @torch.jit.ignore
+    def growth(self) -> float:
+        return self.fc1.out_features / self.fc1.in_features

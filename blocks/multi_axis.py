@@ -9,11 +9,14 @@ The details are those of the official TensorFlow weights: SAME padding, tanh GEL
 
 from collections import OrderedDict
 
-from timm.layers import BatchNormAct2d, DropPath, Mlp, SEModule, create_conv2d, create_pool2d, get_act_layer
+import torch
+from timm.layers import BatchNormAct2d, DropPath, SEModule, create_conv2d, create_pool2d, get_act_layer
 from torch import Tensor, nn
 
 from ._common import check_map
+from ._parts import parts, pays_by_parts
 from .grid import BlockAttention, GridAttention
+from .mlp import Mlp
 
 ACTIVATION = 'gelu_tanh'
 
@@ -76,6 +79,7 @@ class MBConv(nn.Module):
     """Inverted bottleneck with squeeze and excitation, on a channels-first map.
 
     Batch norm, 1x1 convolution to four times the output's width, depthwise 3x3 (which strides), gate, 1x1 convolution.
+    In inference on a CPU it takes large maps a few images at a time.
 
     Args:
         dim: Channels of the input, C.
@@ -107,11 +111,30 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map(x, self.dim, channels_first=True)
+        if torch.jit.is_scripting():
+            return self.layers(x)
+        else:
+            return self.by_parts(x) if self.pays_by_parts(x) else self.layers(x)
+
+    def layers(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
         x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
         x = self.norm2(self.conv2_kxk(x))
         x = self.conv3_1x1(self.se(x))
         return shortcut + self.drop_path(x)
+
+    @torch.jit.ignore
+    def by_parts(self, x: Tensor) -> Tensor:
+        return torch.cat([self.layers(part) for part in parts(x, self.growth())])
+
+    @torch.jit.ignore
+    def pays_by_parts(self, x: Tensor) -> bool:
+        # In training, the images of a batch are normalised together.
+        return not self.training and pays_by_parts(self, x, self.growth())
+
+    @torch.jit.ignore
+    def growth(self) -> float:
+        return self.conv1_1x1.out_channels / self.dim
 
 
 def _pooled_shortcut(dim: int, dim_out: int, device=None, dtype=None) -> nn.Module:

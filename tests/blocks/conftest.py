@@ -1,5 +1,7 @@
 """What the tests of several blocks share."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from onlookers import to_fx
@@ -14,6 +16,7 @@ from attnzoo.blocks import (
     LongShortAttention,
     MultiAxisAttention,
     WindowAttention,
+    _parts,
 )
 
 # Attention blocks of 16 channels, for maps of any size; each takes `attn_drop` and `proj_drop`.
@@ -39,6 +42,13 @@ ATTENTION = {
 def make_attention(request):
     """Makes one of the attention blocks, with dropout or without."""
     return ATTENTION[request.param]
+
+
+@pytest.fixture
+def small_parts():
+    """Every hidden layer counts as large, and a part of it is three rows of 16 channels."""
+    with patch.object(_parts, 'LARGE_BYTES', 1), patch.object(_parts, 'PART_BYTES', 3 * 16 * 4):
+        yield
 
 
 class TransformerBlock(nn.Module):

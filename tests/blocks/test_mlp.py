@@ -8,15 +8,8 @@ import timm.layers
 import torch
 from onlookers import assert_near, gradients, over_all_onlookers
 
-from attnzoo.blocks import Mlp, mlp
+from attnzoo.blocks import Mlp
 from attnzoo.kernels._measure import peak_bytes
-
-
-@pytest.fixture
-def small_parts():
-    """Every hidden layer counts as large, and a part is three rows of 16 hidden channels."""
-    with patch.object(mlp, 'LARGE_BYTES', 1), patch.object(mlp, 'PART_BYTES', 3 * 16 * 4):
-        yield
 
 
 @pytest.mark.parametrize('shape', [(2, 5, 7, 4), (3, 11, 4), (1, 4)])

@@ -1,12 +1,17 @@
 """MaxViT's block against the official weights' arithmetic, as timm has it."""
 
+import copy
+from unittest.mock import patch
+
 import pytest
 import torch
 from check import check_block
+from onlookers import assert_near, gradients, over_all_onlookers
 from timm.models.maxxvit import MaxxVitBlock, MaxxVitConvCfg, MaxxVitTransformerCfg
 
 from attnzoo.blocks import BlockAttention, GridAttention, MBConv, MultiAxisAttention
 from attnzoo.blocks.multi_axis import AttentionLayer
+from attnzoo.kernels._measure import peak_bytes
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,38 @@ def test_block_equals_timm(stride, dim_out, size):
     for name, buffer in theirs.named_buffers():
         if name.endswith('running_var'):
             torch.testing.assert_close(ours.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize('stride, dim_out', [(1, 8), (2, 12)])
+def test_convolution_by_parts_is_the_same(stride, dim_out, small_parts):
+    """Image by image; in training the images of a batch are normalised together."""
+    torch.manual_seed(0)
+    module = MBConv(8, dim_out, stride, dtype=torch.float64)
+    x = torch.randn(3, 8, 7, 9, dtype=torch.float64).to(memory_format=torch.channels_last)
+    with patch.object(MBConv, 'by_parts', autospec=True, side_effect=MBConv.by_parts) as by_parts:
+        module(x)  # moves the statistics
+        assert not by_parts.called
+        found = gradients(module.eval(), module, (x,))
+        assert by_parts.called and module(x).is_contiguous(memory_format=torch.channels_last)
+    whole = copy.deepcopy(module)
+    whole.by_parts = whole.layers
+    for one, other in zip(found, gradients(whole, whole, (x,)), strict=True):
+        assert_near(one, other, 1e-12)
+
+
+@over_all_onlookers
+def test_convolution_by_parts_does_the_same_whoever_looks_on(looks_on, small_parts):
+    torch.manual_seed(0)
+    looks_on(MBConv(8, 12, 2).eval(), torch.randn(3, 8, 6, 9))
+
+
+def test_convolution_by_parts_takes_less_memory():
+    """At the size of a first stage: hidden maps of 51 MB."""
+    module, x = MBConv(64, 64).eval(), torch.randn(4, 64, 112, 112).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        by_parts = peak_bytes(lambda: module(x), torch.device('cpu'))
+        whole = peak_bytes(lambda: module.layers(x), torch.device('cpu'))
+    assert by_parts < 0.5 * whole
 
 
 @pytest.mark.parametrize('stride', [1, 2])
