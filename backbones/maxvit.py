@@ -31,7 +31,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from attnzoo.blocks import GridAttention, MultiAxisAttention
-from attnzoo.blocks.multi_axis import ACTIVATION
+from attnzoo.blocks.multi_axis import ACTIVATION, PadSame
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates
 from ._timm import update_model_input_size
@@ -48,7 +48,8 @@ class Stem(nn.Module):
     def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv1 = create_conv2d(in_chans, dim, 3, stride=2, padding='same', bias=True, **dd)
+        self.pad = PadSame(3)
+        self.conv1 = nn.Conv2d(in_chans, dim, 3, stride=2, **dd)
         self.norm1 = BatchNormAct2d(dim, eps=1e-3, act_layer=ACTIVATION, **dd)
         self.conv2 = create_conv2d(dim, dim, 3, padding='same', bias=True, **dd)
 
@@ -56,7 +57,7 @@ class Stem(nn.Module):
         # The stages want channels-last memory, and the image is the smallest map to bring into it; by permutations,
         # because vmap knows no memory formats.
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        return self.conv2(self.norm1(self.conv1(x)))
+        return self.conv2(self.norm1(self.conv1(self.pad(x))))
 
 
 class MaxViT(Pyramid):

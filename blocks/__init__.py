@@ -1,9 +1,5 @@
 """Attention blocks and mixers as `nn.Module`s: one a file, channel count first."""
 
-from timm.layers import register_notrace_function
-
-from attnzoo.kernels import PUBLIC_FUNCTIONS
-
 from .aggregated import AggregatedAttention
 from .bi_level import BiLevelRoutingAttention
 from .channel_group import ChannelGroupAttention
@@ -41,7 +37,3 @@ __all__ = [
     'MultiAxisAttention',
     'WindowAttention',
 ]
-
-# The kernels know nothing of timm; here is where its tracer learns not to look inside them.
-for function in PUBLIC_FUNCTIONS:
-    register_notrace_function(function)

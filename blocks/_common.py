@@ -1,9 +1,11 @@
 """What several blocks need: checks of their arguments and input, dropout, and padding."""
 
 import torch
-from timm.layers import register_notrace_function, to_2tuple
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from attnzoo.kernels._fx import fx_leaf, is_symbolic
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -27,7 +29,7 @@ def make_dropout(name: str, rate: float) -> nn.Dropout:
     return nn.Dropout(float(rate))
 
 
-@register_notrace_function  # reason: it looks at the shape
+@fx_leaf  # reason: it looks at the shape
 def check_map(x: Tensor, channels: int, channels_first: bool = False) -> None:
     """Raises a ValueError unless x is a map [B, H, W, C], or [B, C, H, W], of that many channels."""
     if not torch.jit.is_scripting():
@@ -44,10 +46,21 @@ def check_map(x: Tensor, channels: int, channels_first: bool = False) -> None:
         raise ValueError(f'x: expected a map [{", ".join(layout)}], got shape {tuple(x.shape)}{hint}')
 
 
-@register_notrace_function  # reason: it looks at sizes, so that a map that needs no padding is not copied
+@fx_leaf  # reason: it looks at sizes, so that a map that needs no padding is not copied
 def pad_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Pad a map [B, H, W, C] with zeros at the bottom and right to `size`."""
     bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
-    if bottom == 0 and right == 0:
+    if not is_symbolic(bottom) and not is_symbolic(right) and bottom == 0 and right == 0:
         return x
     return F.pad(x, (0, 0, 0, right, 0, bottom))
+
+
+@fx_leaf  # reason: it looks at sizes
+def crop_to(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left part of a map [B, H, W, C]."""
+    if is_symbolic(height) or is_symbolic(width):
+        # A slice would have the exporter ask whether it ends within the map, which it cannot prove of padding.
+        rows = torch.arange(height, device=x.device)
+        columns = torch.arange(width, device=x.device)
+        return x.index_select(1, rows).index_select(2, columns)
+    return x[:, :height, :width]

@@ -8,13 +8,13 @@ only. A depthwise convolution of the values (LePE, local enhancement) is added b
 """
 
 import torch
-from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnzoo.kernels import depthwise_conv, route_regions, routed_attention
+from attnzoo.kernels._fx import fx_leaf
 
-from ._common import check_heads, check_map, make_dropout, pad_to
+from ._common import check_heads, check_map, crop_to, make_dropout, pad_to
 
 
 class BiLevelRoutingAttention(nn.Module):
@@ -111,7 +111,7 @@ class BiLevelRoutingAttention(nn.Module):
         if not self.by_size:
             x = pad_to(x, padded)
         q, k, v = self.qkv(x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
-        local = v[:, :H, :W] if self.mask_padding else v
+        local = crop_to(v, H, W) if self.mask_padding else v
         if self.by_size:
             q, k, v = pad_to(q, padded), pad_to(k, padded), pad_to(v, padded)
 
@@ -136,13 +136,14 @@ class BiLevelRoutingAttention(nn.Module):
             weights=weights if self.soft_routing else None,
             valid=(H, W) if self.mask_padding else None,
             dropout=self.attn_drop.p if self.attn_drop.training else 0.0,
-        )[:, :H, :W]
+        )
+        out = crop_to(out, H, W)
         if self.lepe is not None:
-            out = out + depthwise_conv(local, self.lepe.weight, self.lepe.bias)[:, :H, :W]
+            out = out + crop_to(depthwise_conv(local, self.lepe.weight, self.lepe.bias), H, W)
         return self.proj_drop(self.proj(out))
 
 
-@register_notrace_function  # reason: the sizes are Proxies under fx, and max, min and % decide on them
+@fx_leaf  # reason: the sizes are Proxies under fx, and max, min and % decide on them
 def region_grid(
     height: int, width: int, regions: int, top_k: int, by_size: bool
 ) -> tuple[tuple[int, int], tuple[int, int], int]:
@@ -157,7 +158,7 @@ def region_grid(
     return (rows, columns), padded, min(top_k, rows * columns)
 
 
-@register_notrace_function  # reason: int arguments are Proxies
+@fx_leaf  # reason: int arguments are Proxies
 def pool_regions(x: Tensor, regions: tuple[int, int], size: int) -> Tensor:
     """Average each region of a map [B, H, W, C] down to size x size tokens."""
     x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (regions[0] * size, regions[1] * size))

@@ -6,9 +6,10 @@ Papers:
 """
 
 import torch
-from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from attnzoo.kernels._fx import fx_leaf
 
 from ._common import window_size
 from ._tables import TableModule
@@ -71,13 +72,13 @@ class ContinuousPositionBias(TableModule):
         return self.fc2(F.relu(self.fc1(distances)))
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx, and max decides on them
+@fx_leaf  # reason: int arguments are Proxies under fx, and max decides on them
 def pooled_size(size: tuple[int, int], ratio: int) -> tuple[int, int]:
     """What a map (H, W) is pooled to: its size over the ratio, rounded down, and at least one token."""
     return max(1, size[0] // ratio), max(1, size[1] // ratio)
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def log_distances(
     size: tuple[int, int], key_size: tuple[int, int], pretrain_size: tuple[int, int], like: Tensor
 ) -> Tensor:
@@ -87,7 +88,7 @@ def log_distances(
     return torch.stack([dy.unsqueeze(1).expand(-1, dx.shape[0]), dx.expand(dy.shape[0], -1)], 2).flatten(0, 1)
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def pair_index(size: tuple[int, int], key_size: tuple[int, int], like: Tensor) -> Tensor:
     """Which of `log_distances` each key and query have: integers [h * w, H * W]."""
     _, _, row = distance_range(size[1], key_size[1])
@@ -95,7 +96,7 @@ def pair_index(size: tuple[int, int], key_size: tuple[int, int], like: Tensor) -
     return (rows[:, None, :, None] * row + columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def distance_range(size: int, keys: int) -> tuple[int, int, int]:
     """Twice the distances along an axis, which are integers: the lowest, the step to the next, and how many."""
     # Means of pooled positions are whole or half. Where the keys divide the axis, all are whole or all are half, and
@@ -106,7 +107,7 @@ def distance_range(size: int, keys: int) -> tuple[int, int, int]:
     return 2 - 2 * size, 1, 4 * size
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def axis_distances(size: int, keys: int, pretrain_size: int, like: Tensor) -> Tensor:
     """`log_distances` along one axis."""
     lowest, step, count = distance_range(size, keys)
@@ -116,7 +117,7 @@ def axis_distances(size: int, keys: int, pretrain_size: int, like: Tensor) -> Te
     return distances.sign() * (distances.abs() + 1).log2() / 3
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def axis_index(size: int, keys: int, like: Tensor) -> Tensor:
     """`pair_index` along one axis: [keys, size]."""
     lowest, step, _ = distance_range(size, keys)
@@ -127,7 +128,7 @@ def axis_index(size: int, keys: int, like: Tensor) -> Tensor:
     return torch.div(twice - lowest, step, rounding_mode='floor')
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def resize_bias(
     bias: Tensor, made: tuple[int, int], made_keys: tuple[int, int], size: tuple[int, int], key_size: tuple[int, int]
 ) -> Tensor:

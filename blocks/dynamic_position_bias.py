@@ -5,8 +5,9 @@ Papers:
 """
 
 import torch
-from timm.layers import register_notrace_function
 from torch import Tensor, nn
+
+from attnzoo.kernels._fx import fx_leaf
 
 from ._tables import TableModule
 
@@ -48,7 +49,7 @@ class DynamicPositionBias(TableModule):
         return self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def relative_offsets(window: tuple[int, int], like: Tensor) -> Tensor:
     """Offsets (dy, dx) between the tokens of a window [T, 2], in the dtype and on the device of `like`."""
     height, width = window

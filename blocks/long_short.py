@@ -5,10 +5,10 @@ Papers:
 - `CrossFormer++: A Versatile Vision Transformer Hinging on Cross-scale Attention` - https://arxiv.org/abs/2303.06908
 """
 
-from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
+from attnzoo.kernels._fx import fx_leaf
 
 from ._common import check_heads, check_map, make_dropout
 from .dynamic_position_bias import DynamicPositionBias
@@ -79,7 +79,7 @@ class LongShortAttention(nn.Module):
         return self.proj_drop(self.proj(out))
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def fit_group(height: int, width: int, group: int, interval: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Tokens of a group, and their distance, along both axes of a map."""
     if height <= group or width <= group:

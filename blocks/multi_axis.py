@@ -10,8 +10,12 @@ The details are those of the official TensorFlow weights: SAME padding, tanh GEL
 from collections import OrderedDict
 
 import torch
-from timm.layers import BatchNormAct2d, DropPath, SEModule, create_conv2d, create_pool2d, get_act_layer
+from timm.layers import BatchNormAct2d, DropPath, SEModule, create_conv2d, get_act_layer
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attnzoo.kernels._fx import fx_leaf, is_symbolic
+from attnzoo.kernels._math import as_dense
 
 from ._common import check_map
 from ._parts import parts, pays_by_parts
@@ -103,7 +107,8 @@ class MBConv(nn.Module):
         self.pre_norm = BatchNormAct2d(dim, eps=1e-3, apply_act=False, **dd)
         self.conv1_1x1 = create_conv2d(dim, hidden, 1, **dd)
         self.norm1 = BatchNormAct2d(hidden, eps=1e-3, act_layer=ACTIVATION, **dd)
-        self.conv2_kxk = create_conv2d(hidden, hidden, 3, stride=stride, padding='same', depthwise=True, **dd)
+        self.pad = PadSame(3) if stride == 2 else nn.Identity()
+        self.conv2_kxk = DepthwiseConv2d(hidden, hidden, 3, stride, padding=2 - stride, groups=hidden, bias=False, **dd)
         self.norm2 = BatchNormAct2d(hidden, eps=1e-3, act_layer=ACTIVATION, **dd)
         self.se = SEModule(hidden, rd_channels=dim_out // 4, act_layer=nn.SiLU, **dd)
         self.conv3_1x1 = create_conv2d(hidden, dim_out, 1, bias=True, **dd)
@@ -119,7 +124,7 @@ class MBConv(nn.Module):
     def layers(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
         x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
-        x = self.norm2(self.conv2_kxk(x))
+        x = self.norm2(self.conv2_kxk(self.pad(x)))
         x = self.conv3_1x1(self.se(x))
         return shortcut + self.drop_path(x)
 
@@ -137,8 +142,43 @@ class MBConv(nn.Module):
         return self.conv1_1x1.out_channels / self.dim
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution, of any stride, whose gradient is dense in memory as its weight is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, as_dense(self.weight), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class PadSame(nn.Module):
+    """TensorFlow's SAME padding for what runs over a map in steps of 2: if uneven, it is more at the bottom and right.
+
+    timm has convolutions and pooling that do it themselves, which no torch.fx tracer but its own takes.
+
+    Args:
+        kernel: Size of the kernel, 2 or more.
+
+    Shape: [B, C, H, W] -> [B, C, 2 * ceil(H / 2) + kernel - 2, 2 * ceil(W / 2) + kernel - 2].
+    """
+
+    def __init__(self, kernel: int):
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pad_same(x, self.kernel)
+
+
+@fx_leaf  # reason: it looks at sizes
+def pad_same(x: Tensor, kernel: int) -> Tensor:
+    """What PadSame does."""
+    bottom, right = x.shape[2] % 2 + kernel - 2, x.shape[3] % 2 + kernel - 2
+    if not is_symbolic(x.shape[2]) and not is_symbolic(x.shape[3]) and bottom == 0 and right == 0:
+        return x
+    return F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
+
+
 def _pooled_shortcut(dim: int, dim_out: int, device=None, dtype=None) -> nn.Module:
-    layers: OrderedDict[str, nn.Module] = OrderedDict(pool=create_pool2d('avg', 2, padding='same'))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(pad=PadSame(2), pool=nn.AvgPool2d(2))
     if dim_out != dim:
         layers['expand'] = nn.Conv2d(dim, dim_out, 1, device=device, dtype=dtype)
     return nn.Sequential(layers)

@@ -6,10 +6,11 @@ Papers:
 """
 
 import torch
-from timm.layers import register_notrace_function, to_2tuple, trunc_normal_
+from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from attnzoo.kernels import window_attention
+from attnzoo.kernels._fx import fx_leaf
 
 from ._common import check_heads, check_map, make_dropout, pad_to, window_size
 
@@ -126,7 +127,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(self.proj(out[:, :H, :W]))
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def relative_position_index(window: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Row of a bias table that each pair of a window's tokens takes.
 
@@ -140,14 +141,14 @@ def relative_position_index(window: tuple[int, int], device: torch.device | None
     return place.unsqueeze(1) - place + place[-1]
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def fit_window(height: int, width: int, window: tuple[int, int]) -> tuple[int, int]:
     """As much of a window as a map holds: with padding masked, the rest of it would have no influence."""
     # Comparisons, which torch.compile decides; with min() it would spend minutes on its symbolic sizes.
     return height if height < window[0] else window[0], width if width < window[1] else window[1]
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def crop_index(index: Tensor, window: tuple[int, int], part: tuple[int, int]) -> Tensor:
     """From an index of pairs [N, N] of a window's tokens, the pairs within its upper left part."""
     if part[0] == window[0] and part[1] == window[1]:
@@ -156,13 +157,13 @@ def crop_index(index: Tensor, window: tuple[int, int], part: tuple[int, int]) ->
     return pairs[: part[0], : part[1], : part[0], : part[1]].reshape(part[0] * part[1], part[0] * part[1])
 
 
-@register_notrace_function  # reason: int arguments are Proxies under fx
+@fx_leaf  # reason: int arguments are Proxies under fx
 def fit_shift(height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> tuple[int, int]:
     """The shift, or none along an axis that the window spans."""
     return 0 if height <= window[0] else shift[0], 0 if width <= window[1] else shift[1]
 
 
-@register_notrace_function  # reason: it looks at sizes
+@fx_leaf  # reason: it looks at sizes
 def pad_to_window(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Pad a map [B, H, W, C] with zeros to no less than a window."""
     height, width = x.shape[1], x.shape[2]

@@ -14,22 +14,7 @@ from .patch_conv import patch_conv
 from .routed_attention import route_regions, routed_attention
 from .window_attention import window_attention
 
-# fx must not trace into these: they check shapes and choose a backend, which takes tensors, not proxies.
-PUBLIC_FUNCTIONS = (
-    aggregated_attention,
-    channel_attention,
-    conv_glu,
-    depthwise_conv,
-    full_attention,
-    normalize,
-    patch_conv,
-    route_regions,
-    routed_attention,
-    window_attention,
-)
-
 __all__ = [
-    'PUBLIC_FUNCTIONS',
     'aggregated_attention',
     'channel_attention',
     'conv_glu',

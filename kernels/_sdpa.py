@@ -10,8 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ._autograd import gradients_by_autograd, wants_autograd
 from ._cpu import prefers_products, runs_by_hand
 from ._dispatch import is_plain_eager, is_transformed
+from ._fx import fx_leaf
 
 
+@fx_leaf
 def full_attention(
     q: Tensor,
     k: Tensor,

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout
+from attnzoo.kernels._fx import fx_leaf
 
 from .reference import aggregated_attention_reference
 
 
+@fx_leaf
 def aggregated_attention(
     q: Tensor,
     kv: Tensor,

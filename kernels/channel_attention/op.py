@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._fx import fx_leaf
+
 from .reference import channel_attention_reference
 
 
+@fx_leaf
 def channel_attention(qkv: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
     """Attention within groups of channels, in which every channel is a token that holds a whole map.
 

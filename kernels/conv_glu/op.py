@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from attnzoo.kernels._dispatch import check_dropout
+from attnzoo.kernels._fx import fx_leaf
 
 from .reference import conv_glu_reference
 
 
+@fx_leaf
 def conv_glu(
     x: Tensor,
     fc1_weight: Tensor,

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._fx import fx_leaf
+
 from .reference import depthwise_conv_reference
 
 
+@fx_leaf
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False) -> Tensor:
     """Convolve each channel of a channels-last map with a kernel of its own, of odd size, with stride 1.
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from attnzoo.kernels._cpu import by_hand, runs_by_hand, sum_of_rows
 from attnzoo.kernels._dispatch import cast_for_autocast
+from attnzoo.kernels._math import as_dense
 
 
 def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
@@ -26,7 +27,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Te
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """PyTorch's convolution on a channels-last map. Its views make no copies, and its output has the same layout."""
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=weight.shape[0])
+    out = F.conv2d(x.permute(0, 3, 1, 2), as_dense(weight), bias, padding=padding, groups=weight.shape[0])
     return out.permute(0, 2, 3, 1)
 
 
@@ -85,7 +86,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     pad_h, pad_w = kernel_h // 2, kernel_w // 2
     x, grad = x.permute(0, 3, 1, 2), grad.permute(0, 3, 1, 2)
     if (kernel_h, kernel_w) == (3, 3):
-        return _piece(grad, x, weight, 1)
+        return as_dense(_piece(grad, x, weight, 1))
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h)).permute(0, 3, 1, 2)
     d_weight = torch.empty_like(weight)
     for y in range(0, kernel_h - 1, 2):

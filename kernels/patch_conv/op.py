@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._fx import fx_leaf
+
 from .reference import patch_conv_reference
 
 
+@fx_leaf
 def patch_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 4) -> Tensor:
     """Convolve an image with a kernel that is larger than the stride by an even number: patches that overlap.
 

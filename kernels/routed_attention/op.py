@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout
+from attnzoo.kernels._fx import fx_leaf
 
 from . import reference
 
 
+@fx_leaf
 def route_regions(
     q: Tensor,
     k: Tensor,
@@ -48,6 +50,7 @@ def route_regions(
     return reference.route_regions(q, k, regions, top_k, q.shape[3] ** -0.5 if scale is None else scale, valid)
 
 
+@fx_leaf
 def routed_attention(
     q: Tensor,
     k: Tensor,

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from attnzoo.kernels._autograd import gradients_by_autograd, wants_autograd
 from attnzoo.kernels._dispatch import is_plain_eager
+from attnzoo.kernels._fx import is_symbolic
 from attnzoo.kernels._sdpa import full_attention
 
 # Gathered keys and values that one step may hold: enough for full-speed products, little beside a feature map.
@@ -97,11 +98,17 @@ def routed_attention(
             out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias, dropout)
     B, H, W, C = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
     ry, rx = regions
-    return out.reshape(B, ry, rx, H // ry, W // rx, C).transpose(2, 3).reshape(B, H, W, C)
+    out = out.reshape(B, ry, rx, H // ry, W // rx, C)
+    if is_symbolic(H) or is_symbolic(W):
+        # A view would have the exporter ask whether a region is one token, which depends on the size.
+        return torch.cat([torch.cat(row.unbind(1), 2) for row in out.unbind(1)], 1)
+    return out.transpose(2, 3).reshape(B, H, W, C)
 
 
 def _prefers_dense(q: Tensor, routes: Tensor, regions: tuple[int, int]) -> bool:
     # The meta device has no speed; there, what matters is to count the products of the definition.
+    if is_symbolic(q.shape[1]) or is_symbolic(q.shape[2]):
+        return False
     tokens = q.shape[1] * q.shape[2] // (regions[0] * regions[1])
     share = routes.shape[2] / routes.shape[1]
     return share >= _DENSE_SHARE and tokens <= _DENSE_TOKENS and not q.is_meta

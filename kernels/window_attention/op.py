@@ -7,11 +7,13 @@ from torch import Tensor
 
 from attnzoo.kernels._autograd import gradients_by_autograd, wants_autograd
 from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout, through_op, use_triton
+from attnzoo.kernels._fx import fx_leaf
 
 from .reference import window_attention_reference
 from .windows import make_partition
 
 
+@fx_leaf
 def window_attention(
     q: Tensor,
     k: Tensor | None = None,

@@ -9,7 +9,7 @@ module does under it what it does alone. Ops join as a module around a call.
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import onnxruntime
@@ -48,11 +48,19 @@ def over_all_onlookers(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.parametrize('looks_on', [pytest.param(f, id=name) for name, f in ONLOOKERS.items()])(test)
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Within a fraction of the largest value (`tolerance`), and of one dtype and shape."""
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5, noise: float = 0.0) -> None:
+    """Within a fraction of the largest value (`tolerance`), or within `noise`, and of one dtype and shape."""
     assert found.dtype == expected.dtype and found.shape == expected.shape
     error, size = (found - expected).abs().max().item(), expected.abs().max().item()
-    assert error <= tolerance * size, f'off by {error:.2e}, where the largest value is {size:.2e}'
+    assert error <= max(tolerance * size, noise), f'off by {error:.2e}, where the largest value is {size:.2e}'
+
+
+def assert_all_near(found: Iterable[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Each gradient near its own, but those near zero that the size of the others lets pass for rounding."""
+    # The bias of keys has such a gradient, for example: the softmax does not see it.
+    noise = 0.005 * tolerance * max(x.abs().max().item() for x in expected)
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, tolerance, noise)
 
 
 def others_like(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -75,8 +83,7 @@ def gradients(module: Callable[..., Tensor], of: nn.Module, inputs: tuple[Tensor
 
 
 def assert_same_gradients(form: Callable[..., Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    for found, expected in zip(gradients(form, module, inputs), gradients(module, module, inputs), strict=True):
-        assert_near(found, expected, 2e-5)
+    assert_all_near(gradients(form, module, inputs), gradients(module, module, inputs), 2e-5)
 
 
 def in_double(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -176,8 +183,7 @@ def dispatch_mode_in_the_backward(module, *inputs):
     out = module(*inputs)
     with SeesAll():
         found = torch.autograd.grad((out * weights_like(out)).sum(), [*inputs, *module.parameters()])
-    for one, other in zip(found, expected[1:], strict=True):
-        assert_near(one, other, 2e-5)
+    assert_all_near(found, expected[1:], 2e-5)
 
 
 @onlooker
@@ -215,8 +221,7 @@ def autocast(module, *inputs):
         found, expected = gradients(module, module, inputs), gradients(watched, module, inputs)
         with torch.no_grad():
             assert_near(module(*inputs), expected[0], 0.02)
-    for one, other in zip(found, expected, strict=True):
-        assert_near(one, other, 0.05)
+    assert_all_near(found, expected, 0.05)
 
 
 # Transforms
@@ -232,8 +237,7 @@ def func_grad(module, *inputs):
 
     by_name, *of_inputs = grad(loss, argnums=tuple(range(1 + len(inputs))))(parameters, *inputs)
     found = [*of_inputs, *by_name.values()]
-    for one, other in zip(found, gradients(module, module, inputs)[1:], strict=True):
-        assert_near(one, other, 2e-5)
+    assert_all_near(found, gradients(module, module, inputs)[1:], 2e-5)
 
 
 @onlooker
@@ -251,8 +255,7 @@ def func_gradients_of_samples(module, *inputs):
     for i in range(inputs[0].shape[0]):
         alone = gradients(module, module, tuple(x[i : i + 1] for x in inputs))[1:]
         alone[: len(inputs)] = [x[0] for x in alone[: len(inputs)]]
-        for one, other in zip(found, alone, strict=True):
-            assert_near(one[i], other, 2e-5)
+        assert_all_near((x[i] for x in found), alone, 2e-5)
 
 
 @onlooker
@@ -326,8 +329,7 @@ def checkpoint_with_reentry(module, *inputs):
     module.zero_grad()
     (out * weights_like(out)).sum().backward()  # it has no torch.autograd.grad
     found = [out, *(x.grad for x in (*inputs, *module.parameters()))]
-    for one, other in zip(found, expected, strict=True):
-        assert_near(one, other, 2e-5)
+    assert_all_near(found, expected, 2e-5)
     module.zero_grad()
 
 
