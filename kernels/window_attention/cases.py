@@ -80,7 +80,7 @@ def sdpa(**inputs: Any) -> Tensor:
     q, k, v, bias, mask, scale, cut = _windows(inputs)
     added = bias if mask is None else (bias + mask).repeat(q.shape[0] // cut.groups, 1, 1, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
-    return arrange_back(to_map(out, cut, q.shape[0] // cut.groups, q.shape[1]), cut)
+    return arrange_back(to_map(out, cut, q.shape[1]), cut)
 
 
 def flex(**inputs: Any) -> Tensor:
@@ -92,7 +92,7 @@ def flex(**inputs: Any) -> Tensor:
         return score if mask is None else score + mask[window % cut.groups, 0, query, key]
 
     out = torch.compile(flex_attention)(q, k, v, score_mod=modify, scale=scale)
-    return arrange_back(to_map(out, cut, q.shape[0] // cut.groups, q.shape[1]), cut)
+    return arrange_back(to_map(out, cut, q.shape[1]), cut)
 
 
 def _floor_bytes(inputs: dict[str, Any]) -> tuple[int, int]:

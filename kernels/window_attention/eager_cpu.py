@@ -107,7 +107,7 @@ class _ToWindows(torch.autograd.Function):
         if is_plain_eager(*grads):
             return _ToMap.apply(ctx.cut, ctx.heads, *grads), None
         batch, head_dim = grads[0].shape[0] // (ctx.cut.groups * ctx.heads), grads[0].shape[2]
-        maps = [to_map(grad, ctx.cut, batch, ctx.heads).roll(ctx.cut.shift, (1, 2)) for grad in grads]
+        maps = [to_map(grad, ctx.cut, ctx.heads).roll(ctx.cut.shift, (1, 2)) for grad in grads]
         return torch.stack([x.view(batch, *ctx.cut.size, ctx.heads, head_dim) for x in maps], 3), None
 
 

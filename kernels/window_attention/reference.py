@@ -82,10 +82,9 @@ def _whole(
     """In so many words: shift and pad, take the windows, attend, put them back."""
     q, k, v = arrange_all(q, k, v, cut, padding)
     q, k, v = split_heads(q, k, v, num_heads, qkv_layout)
-    batch = k.shape[0]
     if q.shape == k.shape:
         q = to_windows(q, cut)
     else:
         q = share_queries(q, cut.groups)
     out = attend(q, to_windows(k, cut), to_windows(v, cut), num_heads, bias, mask, scale, cosine_scale, dropout)
-    return arrange_back(to_map(out, cut, batch, num_heads), cut)
+    return arrange_back(to_map(out, cut, num_heads), cut)

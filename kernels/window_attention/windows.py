@@ -210,14 +210,15 @@ def arrange_back(x: Tensor, cut: Partition) -> Tensor:
 def to_windows(x: Tensor, cut: Partition) -> Tensor:
     """[B, H, W, heads, d] of whole tiles -> [B * G * heads, N, d], contiguous."""
     (tiles_h, tiles_w), (window_h, window_w), (dilation_h, dilation_w) = cut.tiles, cut.window, cut.dilation
-    batch, heads, head_dim = x.shape[0], x.shape[3], x.shape[4]
-    x = x.view(batch, tiles_h, window_h, dilation_h, tiles_w, window_w, dilation_w, heads, head_dim)
+    heads, head_dim = x.shape[3], x.shape[4]
+    # -1 images: the older ONNX exporter takes the number behind a padding for constant.
+    x = x.view(-1, tiles_h, window_h, dilation_h, tiles_w, window_w, dilation_w, heads, head_dim)
     return x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8).reshape(-1, window_h * window_w, head_dim)
 
 
-def to_map(x: Tensor, cut: Partition, batch: int, heads: int) -> Tensor:
+def to_map(x: Tensor, cut: Partition, heads: int) -> Tensor:
     """[B * G * heads, N, d] -> [B, H, W, C]: the way back of `to_windows`."""
     (tiles_h, tiles_w), (dilation_h, dilation_w) = cut.tiles, cut.dilation
-    x = x.view(batch, tiles_h, dilation_h, tiles_w, dilation_w, heads, cut.window[0], cut.window[1], x.shape[-1])
+    x = x.view(-1, tiles_h, dilation_h, tiles_w, dilation_w, heads, cut.window[0], cut.window[1], x.shape[-1])
     x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)
-    return x.reshape(batch, cut.padded[0], cut.padded[1], heads * x.shape[-1])
+    return x.reshape(-1, cut.padded[0], cut.padded[1], heads * x.shape[-1])
