@@ -122,7 +122,9 @@ class CrossFormer(Pyramid):
     ):
         dd = {'device': device, 'dtype': dtype}
         check_stages(embed_dims=embed_dims, depths=depths, groups=groups, intervals=intervals)
-        stem = CrossScaleEmbedding(in_chans, embed_dims[0], tuple(patch_sizes), channels_first=True, **dd)
+        stem = CrossScaleEmbedding(
+            in_chans, embed_dims[0], tuple(patch_sizes), channels_first=True, min_size=2 ** (len(depths) + 1), **dd
+        )
         merge: dict[str, Any] = dict(kernels=tuple(merge_sizes), stride=2, norm_first=True, channels_first=True)
         stages = []
         rates = drop_path_rates(drop_path_rate, depths)

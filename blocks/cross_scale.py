@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo.kernels import patch_conv
+from attnzoo.kernels._fx import fx_leaf
 
 from ._common import check_map
 
@@ -24,11 +25,13 @@ class CrossScaleEmbedding(nn.Module):
         stride: Distance of the patches.
         norm_first: Layer norm on the input (between stages) instead of on the output (of the first embedding).
         channels_first: Take and return maps [B, C, H, W].
+        min_size: The least H and W, where layers behind it need more than one patch; None: the stride.
 
-    Shape: [B, H, W, C] -> [B, H // stride, W // stride, dim_out], H and W no less than the stride.
+    Shape: [B, H, W, C] -> [B, H // stride, W // stride, dim_out].
 
     Raises:
-        ValueError: `kernels` do not fit the stride, `dim_out` cannot be shared among them, or the input is no such map.
+        ValueError: `kernels` do not fit the stride, `dim_out` cannot be shared among them, or the input is no such map
+            or too small.
     """
 
     norm_first: torch.jit.Final[bool]
@@ -42,6 +45,7 @@ class CrossScaleEmbedding(nn.Module):
         stride: int = 4,
         norm_first: bool = False,
         channels_first: bool = False,
+        min_size: int | None = None,
         device=None,
         dtype=None,
     ):
@@ -55,6 +59,7 @@ class CrossScaleEmbedding(nn.Module):
         self.dim = dim
         self.norm_first = norm_first
         self.channels_first = channels_first
+        self.min_size = stride if min_size is None else min_size
         self.projs = nn.ModuleList(
             PatchConv2d(dim, dim_out // share, kernel, stride, padding=(kernel - stride) // 2, **dd)
             for kernel, share in zip(kernels, shares, strict=True)
@@ -68,10 +73,20 @@ class CrossScaleEmbedding(nn.Module):
         if self.norm_first:
             x = self.norm(x)
         x = x.permute(0, 3, 1, 2)
+        check_size(x, self.min_size)
         x = torch.cat([proj(x) for proj in self.projs], 1).permute(0, 2, 3, 1)
         if not self.norm_first:
             x = self.norm(x)
         return x.permute(0, 3, 1, 2) if self.channels_first else x
+
+
+@fx_leaf  # reason: it looks at sizes
+def check_size(x: Tensor, least: int) -> None:
+    """Raises a ValueError unless height and width of x [B, C, H, W] are no less than that."""
+    if not torch.jit.is_scripting():
+        height, width = x.shape[2:]
+        if height < least or width < least:
+            raise ValueError(f'x: expected a height and width of at least {least}, got {height} x {width}')
 
 
 class PatchConv2d(nn.Conv2d):

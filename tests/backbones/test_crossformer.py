@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from check import check, official_state_dict
+from small_models import small_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnzoo.backbones import WeightsNotFoundError, crossformer
@@ -113,6 +114,13 @@ def test_missing_weights_are_explained_in_one_line(tmp_path):
         assert part in message
 
 
+def test_a_checkpoint_of_another_variant_is_refused():
+    model = timm.create_model('crossformer_tiny', device='meta')
+    state_dict = convert(official_state_dict('crossformer_small'))
+    with pytest.raises(RuntimeError, match=r'stem\.projs\.0\.weight: .*\[48, 3, 4, 4\].*\[32, 3, 4, 4\]'):
+        model.load_state_dict(state_dict)
+
+
 def test_our_own_state_dict_passes_the_filter():
     state_dict = timm.create_model('crossformer_pp_small', device='meta', num_classes=0).state_dict()
     assert convert(dict(state_dict)).keys() == state_dict.keys()
@@ -129,6 +137,13 @@ def test_any_input_size(name, size):
         assert out.shape == (2, 5) and out.isfinite().all()
         torch.testing.assert_close(model(x[1:]), out[1:], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_a_size_that_is_too_small_says_which_is_not(features_only):
+    model = timm.create_model('crossformer_tiny', features_only=features_only, **SMALL)
+    with pytest.raises(ValueError, match='x: expected a height and width of at least 32, got 40 x 31'):
+        model(torch.randn(1, 3, 40, 31))
 
 
 def test_a_small_image_leaves_no_trace():
@@ -170,3 +185,66 @@ def test_stages_can_be_fewer():
     assert timm.create_model('crossformer_tiny', **few)(torch.randn(2, 3, 32, 32)).shape == (2, 3)
     with pytest.raises(ValueError, match='groups and intervals: expected one entry for each stage, got 2, 4, 4 and 4'):
         timm.create_model('crossformer_tiny', embed_dims=(16, 32))
+
+
+def test_checkpointing_runs_every_block_again_and_changes_no_gradient():
+    model = small_model('crossformer_pp_small')
+    x, blocks, calls = torch.randn(2, 3, 64, 96), sum(len(stage.blocks) for stage in model.stages), []
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.register_forward_pre_hook(lambda *_: calls.append(1))
+    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    assert len(calls) == blocks
+    model.set_grad_checkpointing()
+    found = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    assert len(calls) == 3 * blocks
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_weights_can_be_made_after_the_meta_device():
+    model = timm.create_model('crossformer_pp_small', device='meta', **SMALL).to_empty(device='cpu').eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float('nan'))
+    model.init_weights()
+    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize('name', ['crossformer_tiny', 'crossformer_pp_small'])
+def test_one_graph_serves_every_batch_size(name):
+    torch.compiler.reset()
+    model = small_model(name)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        for batch in (2, 3):  # two sizes show that it changes
+            compiled(torch.randn(batch, 3, 64, 96))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for batch in (4, 5, 9):
+                x = torch.randn(batch, 3, 64, 96)
+                torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    model, x = small_model('crossformer_pp_small'), torch.randn(2, 3, 64, 96)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::DeprecationWarning')
+def test_exports_with_a_dynamic_batch(tmp_path):
+    import onnxruntime
+
+    model, x = small_model('crossformer_tiny'), torch.randn(2, 3, 64, 96)
+    batch = dict(dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=64)},))
+    exported = torch.export.export(model, (x,), **batch).module()
+    torch.onnx.export(model, (x,), dynamo=True, verbose=False, **batch).save(tmp_path / 'model.onnx')
+    axes = dict(input_names=['x'], output_names=['logits'], dynamic_axes=dict(x={0: 'batch'}, logits={0: 'batch'}))
+    torch.onnx.export(model, (x,), tmp_path / 'older.onnx', dynamo=False, **axes)
+    sessions = [onnxruntime.InferenceSession(tmp_path / name) for name in ('model.onnx', 'older.onnx')]
+    for images in (x, x[:1], torch.cat((x, x, x))):
+        expected = model(images)
+        torch.testing.assert_close(exported(images), expected, rtol=1e-4, atol=1e-5)
+        for session in sessions:
+            (out,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+            torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-5)
