@@ -35,7 +35,7 @@ from attnzoo.blocks.multi_axis import ACTIVATION, PadSame
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates
 from ._timm import update_model_input_size
-from ._weights import build_model, imagenet_cfg, unwrap
+from ._weights import build_model, imagenet_cfg, register_top1, unwrap
 
 __all__ = ['MaxViT']
 
@@ -106,15 +106,17 @@ class MaxViT(Pyramid):
         dd = {'device': device, 'dtype': dtype}
         check_stages(embed_dims=embed_dims, depths=depths)
         window = _window(img_size, window_size)
-        drops = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
+        drops: dict[str, Any] = dict(attn_drop=attn_drop_rate, proj_drop=proj_drop_rate)
         stages = []
         rates = drop_path_rates(drop_path_rate, depths)
         dims = [stem_dim, *embed_dims]
         for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
             blocks = []
             for j in range(depth):
-                shape = (dims[i], dim, 2) if j == 0 else (dim, dim, 1)
-                blocks.append(MultiAxisAttention(*shape, window, head_dim, drop_path=rates[i][j], **drops, **dd))
+                dim_in, stride = (dims[i], 2) if j == 0 else (dim, 1)
+                blocks.append(
+                    MultiAxisAttention(dim_in, dim, stride, window, head_dim, drop_path=rates[i][j], **drops, **dd)
+                )
             stages.append(Stage(nn.Identity(), blocks))
         super().__init__(
             Stem(in_chans, stem_dim, **dd),
@@ -186,7 +188,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     for name, table in model.named_parameters():
         given = state_dict.get(name)
         if name.endswith('relative_position_bias_table') and given is not None and given.shape != table.shape:
-            window = tuple((n + 1) // 2 for n in table.shape[1:])
+            window = (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
             shape = (given.shape[0], *table.shape[1:])
             state_dict[name] = resize_rel_pos_bias_table(given, window, shape)
     return state_dict
@@ -228,6 +230,22 @@ default_cfgs = generate_default_cfgs(
         f'maxvit_{size}_fused.{dataset}{"" if pixels == 224 else f"_{pixels}"}': _cfg(size, dataset, pixels)
         for size, checkpoints in _PUBLISHED.items()
         for dataset, pixels in checkpoints
+    }
+)
+register_top1(
+    {
+        'maxvit_tiny_fused.in1k': 83.62,
+        'maxvit_tiny_fused.in1k_384': 85.24,
+        'maxvit_tiny_fused.in1k_512': 85.72,
+        'maxvit_small_fused.in1k': 84.45,
+        'maxvit_small_fused.in1k_384': 85.74,
+        'maxvit_small_fused.in1k_512': 86.19,
+        'maxvit_base_fused.in1k': 84.95,
+        'maxvit_base_fused.in1k_384': 86.34,
+        'maxvit_base_fused.in1k_512': 86.66,
+        'maxvit_large_fused.in1k': 85.17,
+        'maxvit_large_fused.in1k_384': 86.40,
+        'maxvit_large_fused.in1k_512': 86.70,
     }
 )
 
