@@ -1,5 +1,7 @@
 """The MLP of transformer blocks."""
 
+from typing import cast
+
 import timm.layers
 import torch
 from torch import Tensor
@@ -35,4 +37,5 @@ class Mlp(timm.layers.Mlp):
 
     @torch.jit.ignore
     def growth(self) -> float:
-        return self.fc1.out_features / self.fc1.in_features
+        hidden, features = cast(Tensor, self.fc1.weight).shape[:2]
+        return hidden / features

@@ -76,7 +76,7 @@ def test_official_checkpoint_loads_from_a_file(tmp_path):
 
 
 def test_weights_that_were_never_published_are_explained_in_one_line():
-    with pytest.raises(WeightsNotFoundError, match='^davit_giant_fused: no weights were published') as error:
+    with pytest.raises(WeightsNotFoundError, match=r'^davit_giant_fused: no weights were published') as error:
         timm.create_model('davit_giant_fused', pretrained=True, device='meta')
     assert '\n' not in str(error.value)
 
