@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnzoo.kernels import aggregated_attention, channel_attention, conv_glu, depthwise_conv
+from attnzoo.kernels import aggregated_attention, channel_attention, conv_glu, depthwise_conv, patch_conv
 from attnzoo.kernels._measure import interleave, peak_bytes
 
 CPU = torch.device('cpu')
@@ -134,6 +134,14 @@ def depthwise(batch: int, size: int, channels: int, kernel: int) -> Case:
     return Case(depthwise_conv, torch_conv, [], [x, *parameters((channels, 1, kernel, kernel), (channels,))])
 
 
+def patches(batch: int, size: int, channels: int, kernel: int) -> Case:
+    def torch_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, 4, (kernel - 4) // 2)
+
+    x = torch.randn(batch, 3, size, size)
+    return Case(patch_conv, torch_conv, [], [x, *parameters((channels, 3, kernel, kernel), (channels,))])
+
+
 CASES: dict[str, Callable[[int], Case]] = {
     'aggregated_attention, TransNeXt-T stage 1': lambda batch: aggregated(batch, 56, 3, 7),
     'aggregated_attention, TransNeXt-T stage 2': lambda batch: aggregated(batch, 28, 6, 7),
@@ -146,6 +154,8 @@ CASES: dict[str, Callable[[int], Case]] = {
     'depthwise_conv 5x5, 56 x 56 x 64': lambda batch: depthwise(batch, 56, 64, 5),
     'depthwise_conv 5x5, 14 x 14 x 256': lambda batch: depthwise(batch, 14, 256, 5),
     'depthwise_conv 7x7, 56 x 56 x 64': lambda batch: depthwise(batch, 56, 64, 7),
+    'patch_conv 16x16, CrossFormer-S stem': lambda batch: patches(batch, 224, 12, 16),
+    'patch_conv 32x32, CrossFormer-S stem': lambda batch: patches(batch, 224, 12, 32),
 }
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
 import torch
 from small_models import SMALL_MODELS, small_model
@@ -50,6 +51,49 @@ def test_exports_for_any_size(name):
         for batch in (1, 3):
             x = torch.randn(batch, 3, *size)
             torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+# BiFormer has such tests of its own.
+OTHERS = ['crossformer_tiny', 'crossformer_pp_small', 'davit_tiny_fused', 'maxvit_tiny_fused', 'transnext_tiny']
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_one_graph_serves_every_batch_size(name):
+    torch.compiler.reset()
+    model = small_model(name)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        for batch in (2, 3):  # two sizes show that it changes
+            compiled(torch.randn(batch, 3, 64, 96))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for batch in (4, 5, 9):
+                x = torch.randn(batch, 3, 64, 96)
+                torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OTHERS)
+def test_compiles_with_inductor(name):
+    model, x = small_model(name), torch.randn(2, 3, 64, 96)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::DeprecationWarning')
+@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS])
+def test_exports_with_a_dynamic_batch(name, tmp_path):
+    model, x = small_model(name), torch.randn(2, 3, 64, 96)
+    batch = dict(dynamic_shapes=({0: Dim('batch', min=1, max=64)},))
+    exported = torch.export.export(model, (x,), **batch).module()
+    torch.onnx.export(model, (x,), dynamo=True, verbose=False, **batch).save(tmp_path / 'model.onnx')
+    axes = dict(input_names=['x'], output_names=['logits'], dynamic_axes=dict(x={0: 'batch'}, logits={0: 'batch'}))
+    torch.onnx.export(model, (x,), tmp_path / 'older.onnx', dynamo=False, **axes)
+    sessions = [onnxruntime.InferenceSession(tmp_path / file) for file in ('model.onnx', 'older.onnx')]
+    for images in (x, x[:1], torch.cat((x, x, x))):
+        expected = model(images)
+        torch.testing.assert_close(exported(images), expected, rtol=1e-4, atol=1e-5)
+        for session in sessions:
+            (out,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+            torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-5)
 
 
 TRAINING_STEP = """
