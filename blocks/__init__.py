@@ -15,7 +15,7 @@ from .length_scaled import LengthScaledAttention
 from .long_short import LongShortAttention
 from .mlp import Mlp
 from .multi_axis import MBConv, MultiAxisAttention
-from .window import WindowAttention
+from .window import WindowAttention, relative_position_index
 
 __all__ = [
     'AggregatedAttention',
@@ -36,4 +36,5 @@ __all__ = [
     'Mlp',
     'MultiAxisAttention',
     'WindowAttention',
+    'relative_position_index',
 ]
