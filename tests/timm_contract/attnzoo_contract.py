@@ -1,7 +1,8 @@
 """A pytest plugin that points timm's own model tests at our models (`pytest -p attnzoo_contract`).
 
 The tests choose models with `timm.list_models` when they are collected, so this module must be imported before them.
-The environment variable ATTNZOO_CONTRACT_MODELS holds the names to test, separated by commas.
+The environment variable ATTNZOO_CONTRACT_MODELS holds the names to test, separated by commas. Those that are also in
+ATTNZOO_CONTRACT_ON_META have only the tests in ATTNZOO_CONTRACT_META_TESTS.
 """
 
 import os
@@ -14,7 +15,9 @@ _before = set(timm.list_models())
 import attnzoo  # noqa: E402, F401  (registers our models)
 
 OURS = set(timm.list_models()) - _before
-WANTED = set(os.environ['ATTNZOO_CONTRACT_MODELS'].split(','))
+WANTED, LARGE, META_TESTS = (
+    set(os.environ[f'ATTNZOO_CONTRACT_{name}'].split(',')) for name in ('MODELS', 'ON_META', 'META_TESTS')
+)
 if unknown := WANTED - OURS:
     raise SystemExit(f'ATTNZOO_CONTRACT_MODELS: not registered by attnzoo: {sorted(unknown)}')
 
@@ -36,10 +39,15 @@ timm.list_pretrained = lambda *args, **kwargs: []
 
 
 def pytest_collection_modifyitems(config, items):
-    """Drop the tests of timm's own models (they have no `model_name` of ours)."""
-    ours = [item for item in items if _model_of(item) in WANTED]
-    config.hook.pytest_deselected(items=[item for item in items if _model_of(item) not in WANTED])
-    items[:] = ours
+    """Drop the tests of timm's own models (they have no `model_name` of ours), and what large models are spared."""
+    kept = [item for item in items if _is_wanted(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not _is_wanted(item)])
+    items[:] = kept
+
+
+def _is_wanted(item):
+    model = _model_of(item)
+    return model in WANTED and (model not in LARGE or item.originalname in META_TESTS)
 
 
 def _model_of(item):
