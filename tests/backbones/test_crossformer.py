@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 from check import check, official_state_dict
-from small_models import small_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnzoo.backbones import WeightsNotFoundError, crossformer
@@ -185,27 +184,3 @@ def test_stages_can_be_fewer():
     assert timm.create_model('crossformer_tiny', **few)(torch.randn(2, 3, 32, 32)).shape == (2, 3)
     with pytest.raises(ValueError, match='groups and intervals: expected one entry for each stage, got 2, 4, 4 and 4'):
         timm.create_model('crossformer_tiny', embed_dims=(16, 32))
-
-
-def test_checkpointing_runs_every_block_again_and_changes_no_gradient():
-    model = small_model('crossformer_pp_small')
-    x, blocks, calls = torch.randn(2, 3, 64, 96), sum(len(stage.blocks) for stage in model.stages), []
-    for stage in model.stages:
-        for block in stage.blocks:
-            block.register_forward_pre_hook(lambda *_: calls.append(1))
-    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-    assert len(calls) == blocks
-    model.set_grad_checkpointing()
-    found = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-    assert len(calls) == 3 * blocks
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_weights_can_be_made_after_the_meta_device():
-    model = timm.create_model('crossformer_pp_small', device='meta', **SMALL).to_empty(device='cpu').eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(float('nan'))
-    model.init_weights()
-    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()

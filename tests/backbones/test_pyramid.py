@@ -1,7 +1,10 @@
-"""The pyramid, on models of the shapes that families have: a stem among the features, a norm behind each stage."""
+"""The pyramid, on models of the shapes that families have (a stem among the features, a norm behind each stage) and on
+small ones of the families themselves."""
 
 import pytest
+import timm
 import torch
+from small_models import SMALL_MODELS, small_model
 from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead
 from timm.models import FeatureListNet, group_parameters
 from torch import nn
@@ -129,3 +132,31 @@ def test_bad_arguments_are_named(model, x):
         model.forward_intermediates(x, output_fmt='NHWC')
     with pytest.raises(ValueError, match='dims and depths: expected one entry for each stage, got 2 and 3'):
         check_stages(dims=(8, 16), depths=(1, 1, 1))
+
+
+@pytest.mark.parametrize('name', SMALL_MODELS)
+def test_checkpointing_runs_every_block_again_and_changes_no_gradient(name):
+    model, x = small_model(name), torch.randn(2, 3, 64, 64)
+    gradients, runs = [], []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        blocks = [block for stage in model.stages for block in stage.blocks]
+        calls = []
+        handles = [block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1)) for block in blocks]
+        gradients.append(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
+        runs.append(len(calls) / len(blocks))
+        for handle in handles:
+            handle.remove()
+    assert runs == [1, 2]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize('name', SMALL_MODELS)
+def test_weights_can_be_made_after_the_meta_device(name):
+    model = timm.create_model(name, device='meta', **SMALL_MODELS[name]).to_empty(device='cpu').eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(float('nan'))
+    model.init_weights()
+    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
