@@ -89,12 +89,6 @@ def _obstacle(tensor: Tensor, asked: bool) -> str | None:
     return None
 
 
-def check_dropout(dropout: float) -> None:
-    """Raises a ValueError unless it is a rate."""
-    if not 0.0 <= dropout <= 1.0:
-        raise ValueError(f'dropout: expected a rate from 0 to 1, got {dropout}')
-
-
 def cast_for_autocast(*tensors: Tensor | None) -> list[Any]:
     """Floating-point tensors in the dtype that autocast, where it is on, gives to products and convolutions."""
     device = next(x.device.type for x in tensors if x is not None)

@@ -3,7 +3,16 @@
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout
+from attnzoo.kernels._checks import (
+    check_devices,
+    check_dropout,
+    check_dtypes,
+    check_heads,
+    check_map,
+    check_odd,
+    check_shape,
+)
+from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels._fx import fx_leaf
 
 from .reference import aggregated_attention_reference
@@ -85,15 +94,10 @@ def _check(
 ) -> None:
     """Raises a ValueError that names the argument, what it wants and what it got."""
     for name, x in (('q', q), ('kv', kv), ('pool_kv', pool_kv)):
-        if x.ndim != 4:
-            raise ValueError(f'{name}: expected a map [batch, height, width, channels], got shape {tuple(x.shape)}')
-        if not (x.is_floating_point() and x.dtype == q.dtype):
-            raise ValueError(
-                f'{name}: expected one floating-point dtype for q, kv and pool_kv, got {x.dtype} (q {q.dtype})'
-            )
+        check_map(name, x)
+    check_dtypes({'q': q, 'kv': kv, 'pool_kv': pool_kv})
     batch, height, width, channels = q.shape
-    if num_heads < 1 or channels == 0 or channels % num_heads:
-        raise ValueError(f'num_heads: expected a divisor of the {channels} channels of q, got {num_heads}')
+    check_heads('q', q, num_heads)
     if tuple(kv.shape) != (batch, height, width, 2 * channels):
         raise ValueError(
             f'kv: expected {(batch, height, width, 2 * channels)}, twice the channels of q, got {tuple(kv.shape)}'
@@ -103,20 +107,16 @@ def _check(
             f'pool_kv: expected [{batch}, height, width, {2 * channels}], twice the channels of q, '
             f'got {tuple(pool_kv.shape)}'
         )
-    if min(window) < 1 or window[0] % 2 == 0 or window[1] % 2 == 0:
-        raise ValueError(f'window: expected an odd height and width, got {tuple(window)}')
-    head_dim, neighbours = channels // num_heads, window[0] * window[1]
+    check_odd('window', window)
+    head_dim, neighbours, pooled = channels // num_heads, window[0] * window[1], pool_kv.shape[1] * pool_kv.shape[2]
     expected = {
-        'temperature': (temperature, (num_heads, 1, 1)),
-        'query_embedding': (query_embedding, (num_heads, 1, head_dim)),
-        'local_bias': (local_bias, (num_heads, neighbours)),
-        'pool_bias': (pool_bias, (num_heads, height * width, pool_kv.shape[1] * pool_kv.shape[2])),
-        'tokens': (tokens, (num_heads, head_dim, neighbours)),
-        'token_bias': (token_bias, (num_heads, 1, neighbours)),
+        'temperature': (temperature, (num_heads, 1, 1), 'num_heads, 1, 1'),
+        'query_embedding': (query_embedding, (num_heads, 1, head_dim), 'num_heads, 1, head dim'),
+        'local_bias': (local_bias, (num_heads, neighbours), 'num_heads, neighbours'),
+        'pool_bias': (pool_bias, (num_heads, height * width, pooled), 'num_heads, positions, pooled positions'),
+        'tokens': (tokens, (num_heads, head_dim, neighbours), 'num_heads, head dim, neighbours'),
+        'token_bias': (token_bias, (num_heads, 1, neighbours), 'num_heads, 1, neighbours'),
     }
-    for name, (x, shape) in expected.items():
-        if tuple(x.shape) != shape:
-            raise ValueError(f'{name}: expected shape {shape}, got {tuple(x.shape)}')
-    for name, x in {'kv': kv, 'pool_kv': pool_kv, **{name: x for name, (x, _) in expected.items()}}.items():
-        if x.device != q.device:
-            raise ValueError(f'{name}: expected the device of q, {q.device}, got {x.device}')
+    for name, (x, shape, axes) in expected.items():
+        check_shape(name, x, shape, axes)
+    check_devices('q', q, {'kv': kv, 'pool_kv': pool_kv, **{name: x for name, (x, _, _) in expected.items()}})

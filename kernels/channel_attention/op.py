@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._checks import check_map
 from attnzoo.kernels._fx import fx_leaf
 
 from .reference import channel_attention_reference
@@ -37,10 +38,7 @@ def channel_attention(qkv: Tensor, num_heads: int, scale: float | None = None) -
 
 
 def _check(qkv: Tensor, num_heads: int) -> None:
-    if qkv.ndim != 4:
-        raise ValueError(f'qkv: expected a map [batch, height, width, 3 * channels], got shape {tuple(qkv.shape)}')
-    if not qkv.is_floating_point():
-        raise ValueError(f'qkv: expected a floating-point dtype, got {qkv.dtype}')
+    check_map('qkv', qkv, holds='3 * channels')
     if num_heads < 1 or qkv.shape[3] == 0 or qkv.shape[3] % (3 * num_heads):
         raise ValueError(
             f'num_heads: expected 3 * num_heads to divide the {qkv.shape[3]} channels of qkv, got {num_heads}'

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._dispatch import check_dropout
+from attnzoo.kernels._checks import check_devices, check_dropout, check_map, check_odd, check_shape
 from attnzoo.kernels._fx import fx_leaf
 
 from .reference import conv_glu_reference
@@ -58,10 +58,7 @@ def _check(
     conv_bias: Tensor | None,
     fc2_bias: Tensor | None,
 ) -> None:
-    if x.ndim != 4:
-        raise ValueError(f'x: expected a map [batch, height, width, channels], got shape {tuple(x.shape)}')
-    if not x.is_floating_point():
-        raise ValueError(f'x: expected a floating-point dtype, got {x.dtype}')
+    check_map('x', x)
     if fc1_weight.ndim != 2 or fc1_weight.shape[1] != x.shape[3] or fc1_weight.shape[0] % 2:
         raise ValueError(
             f'fc1_weight: expected [2 * hidden, channels] with the {x.shape[3]} channels of x, '
@@ -73,18 +70,14 @@ def _check(
             f'conv_weight: expected [hidden, 1, height, width] with the {hidden} hidden channels of fc1_weight, '
             f'got shape {tuple(conv_weight.shape)}'
         )
-    if conv_weight.shape[2] % 2 == 0 or conv_weight.shape[3] % 2 == 0:
-        raise ValueError(f'conv_weight: expected a kernel of odd height and width, got {tuple(conv_weight.shape[2:])}')
+    check_odd('conv_weight', conv_weight.shape[2:])
     if fc2_weight.ndim != 2 or fc2_weight.shape[1] != hidden:
         raise ValueError(
             f'fc2_weight: expected [channels, hidden] with the {hidden} hidden channels of fc1_weight, '
             f'got shape {tuple(fc2_weight.shape)}'
         )
-    sizes = {'fc1_bias': (fc1_bias, 2 * hidden), 'conv_bias': (conv_bias, hidden)}
-    for name, (bias, size) in {**sizes, 'fc2_bias': (fc2_bias, fc2_weight.shape[0])}.items():
-        if bias is not None and tuple(bias.shape) != (size,):
-            raise ValueError(f'{name}: expected shape ({size},), got {tuple(bias.shape)}')
+    check_shape('fc1_bias', fc1_bias, [2 * hidden], '2 * hidden')
+    check_shape('conv_bias', conv_bias, [hidden], 'hidden')
+    check_shape('fc2_bias', fc2_bias, [fc2_weight.shape[0]], 'channels')
     weights = {'fc1_weight': fc1_weight, 'conv_weight': conv_weight, 'fc2_weight': fc2_weight}
-    for name, other in {**weights, 'fc1_bias': fc1_bias, 'conv_bias': conv_bias, 'fc2_bias': fc2_bias}.items():
-        if other is not None and other.device != x.device:
-            raise ValueError(f'{name}: expected the device of x, {x.device}, got {other.device}')
+    check_devices('x', x, {**weights, 'fc1_bias': fc1_bias, 'conv_bias': conv_bias, 'fc2_bias': fc2_bias})

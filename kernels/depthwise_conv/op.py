@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._checks import check_devices, check_map, check_odd, check_shape
 from attnzoo.kernels._fx import fx_leaf
 
 from .reference import depthwise_conv_reference
@@ -35,20 +36,13 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residu
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.ndim != 4:
-        raise ValueError(f'x: expected a map [batch, height, width, channels], got shape {tuple(x.shape)}')
-    if not x.is_floating_point():
-        raise ValueError(f'x: expected a floating-point dtype, got {x.dtype}')
+    check_map('x', x)
     channels = x.shape[3]
     if weight.ndim != 4 or tuple(weight.shape[:2]) != (channels, 1):
         raise ValueError(
             f'weight: expected [channels, 1, height, width] with the {channels} channels of x, '
             f'got shape {tuple(weight.shape)}'
         )
-    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-        raise ValueError(f'weight: expected a kernel of odd height and width, got {tuple(weight.shape[2:])}')
-    if bias is not None and tuple(bias.shape) != (channels,):
-        raise ValueError(f'bias: expected [channels] = [{channels}], got shape {tuple(bias.shape)}')
-    for name, other in (('weight', weight), ('bias', bias)):
-        if other is not None and other.device != x.device:
-            raise ValueError(f'{name}: expected the device of x, {x.device}, got {other.device}')
+    check_odd('weight', weight.shape[2:])
+    check_shape('bias', bias, [channels], 'channels')
+    check_devices('x', x, {'weight': weight, 'bias': bias})

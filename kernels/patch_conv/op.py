@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._checks import check_devices, check_map, check_shape
 from attnzoo.kernels._fx import fx_leaf
 
 from .reference import patch_conv_reference
@@ -37,10 +38,7 @@ def patch_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: in
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
     if stride < 1:
         raise ValueError(f'stride: expected at least 1, got {stride}')
-    if x.ndim != 4:
-        raise ValueError(f'x: expected images [batch, channels, height, width], got shape {tuple(x.shape)}')
-    if not x.is_floating_point():
-        raise ValueError(f'x: expected a floating-point dtype, got {x.dtype}')
+    check_map('x', x, channels_first=True)
     if x.shape[2] < stride or x.shape[3] < stride:
         raise ValueError(
             f'x: expected at least {stride} x {stride} pixels, the stride, got {x.shape[2]} x {x.shape[3]}'
@@ -54,8 +52,5 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
         raise ValueError(
             f'weight: expected a kernel of {stride} (the stride) plus an even number, got {weight.shape[2]}'
         )
-    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise ValueError(f'bias: expected [channels out] = [{weight.shape[0]}], got shape {tuple(bias.shape)}')
-    for name, other in (('weight', weight), ('bias', bias)):
-        if other is not None and other.device != x.device:
-            raise ValueError(f'{name}: expected the device of x, {x.device}, got {other.device}')
+    check_shape('bias', bias, [weight.shape[0]], 'channels out')
+    check_devices('x', x, {'weight': weight, 'bias': bias})

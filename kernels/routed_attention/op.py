@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout
+from attnzoo.kernels._checks import check_devices, check_dropout, check_dtypes, check_map
+from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels._fx import fx_leaf
 
 from . import reference
@@ -108,14 +109,13 @@ def _check_maps(
 ) -> None:
     maps = {'q': q, 'k': k} if v is None else {'q': q, 'k': k, 'v': v}
     for name, x in maps.items():
-        if x.ndim != 4:
-            raise ValueError(f'{name}: expected a map [batch, height, width, channels], got shape {tuple(x.shape)}')
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f'{name}: expected {q.dtype} on {q.device} as q, got {x.dtype} on {x.device}')
+        check_map(name, x)
         if min(regions) < 1 or x.shape[1] % regions[0] or x.shape[2] % regions[1]:
             raise ValueError(
                 f'regions: expected divisors of the map of {name}, {x.shape[1]} x {x.shape[2]}, got {tuple(regions)}'
             )
+    check_dtypes(maps)
+    check_devices('q', q, maps)
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise ValueError(f'k: expected the batch and channels of q, {tuple(q.shape)}, got {tuple(k.shape)}')
     if v is not None and v.shape[:3] != k.shape[:3]:
@@ -131,7 +131,6 @@ def _check_routes(q: Tensor, routes: Tensor, weights: Tensor | None, regions: tu
             f'routes: expected int64 [batch, regions, chosen] = [{expected[0]}, {expected[1]}, any], '
             f'got {routes.dtype} {tuple(routes.shape)}'
         )
-    if routes.device != q.device:
-        raise ValueError(f'routes: expected the device of q, {q.device}, got {routes.device}')
+    check_devices('q', q, {'routes': routes})
     if weights is not None and weights.shape != routes.shape:
         raise ValueError(f'weights: expected the shape of routes, {tuple(routes.shape)}, got {tuple(weights.shape)}')

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from attnzoo.kernels._autograd import gradients_by_autograd, wants_autograd
-from attnzoo.kernels._dispatch import cast_for_autocast, check_dropout, through_op, use_triton
+from attnzoo.kernels._checks import check_devices, check_dropout, check_dtypes, check_map
+from attnzoo.kernels._dispatch import cast_for_autocast, through_op, use_triton
 from attnzoo.kernels._fx import fx_leaf
 
 from .reference import window_attention_reference
@@ -214,10 +215,9 @@ def _check(
     if (k is None) != (v is None):
         raise ValueError(f'{"k" if k is None else "v"}: expected a map, since its counterpart is given, got None')
     for name, x in (('q', q), ('k', k), ('v', v)):
-        if x is not None and x.ndim != 4:
-            raise ValueError(f'{name}: expected a map [batch, height, width, channels], got shape {tuple(x.shape)}')
-        if x is not None and not (x.is_floating_point() and x.dtype == q.dtype):
-            raise ValueError(f'{name}: expected one floating-point dtype for q, k and v, got {x.dtype} (q {q.dtype})')
+        if x is not None:
+            check_map(name, x)
+    check_dtypes({'q': q, 'k': k, 'v': v})
     packed, keys = k is None, q if k is None else k
     batch, height, width, channels = keys.shape
     parts = 3 if packed else 1
@@ -270,9 +270,7 @@ def _check(
         raise ValueError(f'padding: expected {what}, got shape {tuple(padding.shape)}')
     check_dropout(dropout)
     others = {'k': k, 'v': v, 'bias': bias, 'bias_index': bias_index, 'cosine_scale': cosine_scale, 'padding': padding}
-    for name, x in others.items():
-        if x is not None and x.device != q.device:
-            raise ValueError(f'{name}: expected the device of q, {q.device}, got {x.device}')
+    check_devices('q', q, others)
 
 
 def _obstacle(q: Tensor, k: Tensor | None, num_heads: int, window: tuple[int, int], dropout: float) -> str | None:

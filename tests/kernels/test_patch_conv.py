@@ -112,7 +112,7 @@ def test_does_the_same_whoever_looks_on(looks_on):
     'changes, message',
     [
         (dict(stride=0), 'stride: expected at least 1, got 0'),
-        (dict(x=torch.zeros(3, 8, 8)), r'x: expected images \[batch, channels, height, width\], got shape \(3, 8, 8\)'),
+        (dict(x=torch.zeros(3, 8, 8)), r'x: expected a map \[batch, channels, height, width\], got shape \(3, 8, 8\)'),
         (dict(x=torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), 'x: expected a floating-point dtype, got torch.uint8'),
         (dict(x=torch.zeros(1, 3, 8, 3)), 'x: expected at least 4 x 4 pixels, the stride, got 8 x 3'),
         (dict(weight=torch.zeros(5, 4, 8, 8)), r'weight: .* the 3 channels of x, got shape \(5, 4, 8, 8\)'),

@@ -326,7 +326,7 @@ def test_inference_in_chunks_of_images_changes_nothing() -> None:
     ('changes', 'message'),
     [
         ({'q': torch.zeros(8, 12, 48)}, r'q: expected a map .* got shape \(8, 12, 48\)'),
-        ({'q': torch.zeros(2, 8, 12, 48, dtype=torch.int64)}, 'q: expected one floating-point dtype'),
+        ({'q': torch.zeros(2, 8, 12, 48, dtype=torch.int64)}, 'q: expected a floating-point dtype, got torch.int64'),
         ({'k': torch.zeros(2, 8, 12, 48)}, 'v: expected a map, since its counterpart is given, got None'),
         ({'k': torch.zeros(2, 8, 12, 48), 'v': torch.zeros(2, 8, 12, 48).half()}, 'v: .* got torch.float16'),
         ({'k': torch.zeros(2, 8, 11, 48), 'v': torch.zeros(2, 8, 11, 48)}, 'q: expected the shape of k'),
