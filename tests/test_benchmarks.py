@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -27,18 +29,22 @@ def test_the_official_formulation_is_the_same_function(root, monkeypatch):
         torch.testing.assert_close(mine, true)
 
 
-@pytest.mark.parametrize('name', ['aggregated', 'glu', 'channels_of_groups', 'depthwise'])
+def small_cases() -> list[str]:
+    with patch.object(sys, 'path', [str(Path(__file__).parents[1] / 'benchmarks'), *sys.path]):
+        from ops import SMALL
+    return list(SMALL)
+
+
+@pytest.mark.parametrize('name', small_cases())
 def test_ops_and_their_rivals_are_the_same_functions(name, root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / 'benchmarks'))
-    import ops_cpu
+    from ops import SMALL
+    from ops_cpu import step
 
-    sizes = {'aggregated': (6, 2, 3), 'glu': (6, 8, 12), 'channels_of_groups': (8, 2), 'depthwise': (6, 8, 5)}
     torch.manual_seed(0)
-    case = getattr(ops_cpu, name)(2, *sizes[name])
-    for x in (*case.projected, *case.others):
-        x.div_(4 if name == 'channels_of_groups' else 1)  # scores grow with the map
+    case = SMALL[name]()
     for training in (False, True):
-        ours, theirs = (ops_cpu.step(case, function, False, training)() for function in (case.ours, case.theirs))
+        ours, theirs = (step(case, function, False, training)() for function in (case.ours, case.theirs))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
