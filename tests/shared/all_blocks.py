@@ -38,49 +38,55 @@ class Block(NamedTuple):
 
     Fields:
         make: Makes the module; takes `device`, `dtype` and what else the block has as keyword arguments.
+        channels: Channels of its maps.
         channels_first: Its maps are [B, C, H, W], not [B, H, W, C].
         least: Height and width of the smallest map that it takes.
+        size: Height and width of the usual map.
         by_size: `make` takes the map's size (H, W) first, because the module is for maps of that size alone.
     """
 
     make: Callable[..., nn.Module]
+    channels: int = CHANNELS
     channels_first: bool = False
     least: tuple[int, int] = (1, 1)
+    size: tuple[int, int] = (7, 9)
     by_size: bool = False
 
-    def new(self, size: tuple[int, int] = (7, 9), **settings) -> nn.Module:
-        """In eval mode, and no parameter is zero or one, so that each has a part in the result."""
+    def new(self, size: tuple[int, int] | None = None, **settings) -> nn.Module:
+        """The module in eval mode. No parameter is zero or one, so that each has a part in the result."""
         torch.manual_seed(0)
-        module = self.make(size, **settings) if self.by_size else self.make(**settings)
+        module = self.make(size or self.size, **settings) if self.by_size else self.make(**settings)
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         return module.eval()
 
-    def map(self, height: int = 7, width: int = 9, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    def map(self, size: tuple[int, int] | None = None, batch: int = 2) -> Tensor:
         """A map in the block's layout, contiguous."""
-        generator = torch.Generator().manual_seed(batch)
-        shape = (CHANNELS, height, width) if self.channels_first else (height, width, CHANNELS)
-        return torch.randn(batch, *shape, generator=generator).to(dtype)
+        height, width = size or self.size
+        shape = (self.channels, height, width) if self.channels_first else (height, width, self.channels)
+        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
 
     def takes(self, argument: str) -> bool:
         """Whether the block's constructor has an argument of that name."""
         return argument in inspect.signature(type(self.new(device='meta'))).parameters
 
 
-def with_small_bias(module: nn.Module, **dd) -> nn.Module:
+def with_small_bias(kind: type, *arguments, device=None, dtype=None, **settings) -> nn.Module:
     """With few hidden channels in the MLP of position biases, which else has most of the products of a small block."""
+    module = kind(*arguments, device=device, dtype=dtype, **settings)
     bias = module.cpb
-    module.cpb = ContinuousPositionBias(HEADS, bias.pretrain_size, bias.pool_ratio, 4, bias.bias_size, **dd)
+    module.cpb = ContinuousPositionBias(
+        HEADS, bias.pretrain_size, bias.pool_ratio, 4, bias.bias_size, device=device, dtype=dtype
+    )
     return module
 
 
 # A name is that of the class and, behind a comma, of a way to use it.
 BLOCKS: dict[str, Block] = {
     'AggregatedAttention': Block(
-        lambda device=None, dtype=None, **settings: with_small_bias(
-            AggregatedAttention(CHANNELS, HEADS, (6, 8), pool_ratio=2, **settings), device=device, dtype=dtype
-        ).to(device, dtype)
+        lambda **settings: with_small_bias(AggregatedAttention, CHANNELS, HEADS, (6, 8), pool_ratio=2, **settings),
+        size=(6, 8),  # the older ONNX exporter pools only what divides
     ),
     'BiLevelRoutingAttention': Block(
         lambda **settings: BiLevelRoutingAttention(CHANNELS, HEADS, regions=3, top_k=1, **settings)
@@ -102,12 +108,11 @@ BLOCKS: dict[str, Block] = {
     'GlobalAttention': Block(lambda **settings: GlobalAttention(CHANNELS, HEADS, **settings)),
     'GridAttention': Block(lambda **settings: GridAttention(CHANNELS, HEADS, (3, 4), **settings)),
     'LengthScaledAttention': Block(
-        lambda device=None, dtype=None, **settings: with_small_bias(
-            LengthScaledAttention(CHANNELS, HEADS, bias_size=(4, 3), **settings), device=device, dtype=dtype
-        ).to(device, dtype)
+        lambda **settings: with_small_bias(LengthScaledAttention, CHANNELS, HEADS, bias_size=(4, 3), **settings)
     ),
     'LongShortAttention': Block(
-        lambda **settings: LongShortAttention(CHANNELS, HEADS, group=3, interval=2, **settings)
+        lambda **settings: LongShortAttention(51, HEADS, group=3, interval=2, **settings),
+        channels=51,  # the norms of its position bias see a sixteenth of them
     ),
     'MBConv': Block(lambda **settings: MBConv(CHANNELS, 28, 2, **settings), channels_first=True),
     'Mlp': Block(lambda **settings: Mlp(CHANNELS, 2 * CHANNELS, **settings)),
