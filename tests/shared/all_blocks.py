@@ -111,8 +111,8 @@ BLOCKS: dict[str, Block] = {
         lambda **settings: with_small_bias(LengthScaledAttention, CHANNELS, HEADS, bias_size=(4, 3), **settings)
     ),
     'LongShortAttention': Block(
-        lambda **settings: LongShortAttention(51, HEADS, group=3, interval=2, **settings),
-        channels=51,  # the norms of its position bias see a sixteenth of them
+        lambda **settings: LongShortAttention(99, HEADS, group=3, interval=2, **settings),
+        channels=99,  # the norms of its position bias see a sixteenth of them
     ),
     'MBConv': Block(lambda **settings: MBConv(CHANNELS, 28, 2, **settings), channels_first=True),
     'Mlp': Block(lambda **settings: Mlp(CHANNELS, 2 * CHANNELS, **settings)),
