@@ -31,16 +31,19 @@ def make_dropout(name: str, rate: float) -> nn.Dropout:
 
 @fx_leaf  # reason: it looks at the shape
 def check_map(x: Tensor, channels: int, channels_first: bool = False) -> None:
-    """Raises a ValueError unless x is a map [B, H, W, C], or [B, C, H, W], of that many channels."""
+    """Raises a ValueError unless x is a map [B, H, W, C], or [B, C, H, W], of that many channels, and not empty."""
     if not torch.jit.is_scripting():
         axis, other, order = (1, 3, '0, 3, 1, 2') if channels_first else (3, 1, '0, 2, 3, 1')
-        if x.ndim == 4 and x.shape[axis] == channels:
+        if x.ndim == 4 and x.shape[axis] == channels and x.shape[2] > 0 and x.shape[other] > 0:
             return
         hint = ''
-        if x.ndim == 4 and x.shape[other] == channels:
+        if x.ndim == 4 and x.shape[axis] == channels:
+            hint = ': it is empty, height and width are at least 1'
+        elif x.ndim == 4 and x.shape[other] == channels:
             hint = f': take x.permute({order})'
         elif x.ndim == 3 and x.shape[2] == channels:
             hint = ': tokens become a map by x.unflatten(1, (height, width))'
+            hint += f'.permute({order})' if channels_first else ''
         layout = ['batch', 'height', 'width']
         layout.insert(axis, f'{channels} channels')
         raise ValueError(f'x: expected a map [{", ".join(layout)}], got shape {tuple(x.shape)}{hint}')

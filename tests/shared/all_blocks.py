@@ -5,6 +5,7 @@ Its channels are multiples of nothing, where it lets them.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,8 @@ class Block(NamedTuple):
         least: Height and width of the smallest map that it takes.
         size: Height and width of the usual map.
         by_size: `make` takes the map's size (H, W) first, because the module is for maps of that size alone.
+        maps_only: It refuses what is no map; else it takes any tensor of so many channels.
+        continuous: Rounding changes its result by little; it does not choose.
     """
 
     make: Callable[..., nn.Module]
@@ -51,6 +54,8 @@ class Block(NamedTuple):
     least: tuple[int, int] = (1, 1)
     size: tuple[int, int] = (7, 9)
     by_size: bool = False
+    maps_only: bool = True
+    continuous: bool = True
 
     def new(self, size: tuple[int, int] | None = None, **settings) -> nn.Module:
         """The module in eval mode. No parameter is zero or one, so that each has a part in the result."""
@@ -65,7 +70,7 @@ class Block(NamedTuple):
         """A map in the block's layout, contiguous."""
         height, width = size or self.size
         shape = (self.channels, height, width) if self.channels_first else (height, width, self.channels)
-        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
+        return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(2))
 
     def takes(self, argument: str) -> bool:
         """Whether the block's constructor has an argument of that name."""
@@ -85,45 +90,38 @@ def with_small_bias(kind: type, *arguments, device=None, dtype=None, **settings)
 # A name is that of the class and, behind a comma, of a way to use it.
 BLOCKS: dict[str, Block] = {
     'AggregatedAttention': Block(
-        lambda **settings: with_small_bias(AggregatedAttention, CHANNELS, HEADS, (6, 8), pool_ratio=2, **settings),
+        partial(with_small_bias, AggregatedAttention, CHANNELS, HEADS, (6, 8), pool_ratio=2),
         size=(6, 8),  # the older ONNX exporter pools only what divides
     ),
     'BiLevelRoutingAttention': Block(
-        lambda **settings: BiLevelRoutingAttention(CHANNELS, HEADS, regions=3, top_k=1, **settings)
+        partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, top_k=1), continuous=False
     ),
     'BiLevelRoutingAttention, dense, masked': Block(
-        lambda **settings: BiLevelRoutingAttention(
-            CHANNELS, HEADS, regions=3, top_k=4, padding='projection', mask_padding=True, **settings
-        )
+        partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, top_k=4, padding='projection', mask_padding=True),
+        continuous=False,
     ),
     'BiLevelRoutingAttention, soft': Block(
-        lambda **settings: BiLevelRoutingAttention(CHANNELS, HEADS, regions=3, soft_routing=True, **settings)
+        partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, soft_routing=True), continuous=False
     ),
-    'BlockAttention': Block(lambda **settings: BlockAttention(CHANNELS, HEADS, (3, 4), **settings)),
-    'ChannelGroupAttention': Block(lambda **settings: ChannelGroupAttention(CHANNELS, HEADS, **settings)),
-    'ConditionalPositionEncoding': Block(lambda **settings: ConditionalPositionEncoding(CHANNELS, **settings)),
-    'ConvolutionalGLU': Block(lambda **settings: ConvolutionalGLU(CHANNELS, **settings)),
-    'CrossScaleEmbedding': Block(lambda **settings: CrossScaleEmbedding(CHANNELS, 16, **settings), least=(4, 4)),
-    'DualAttention': Block(lambda **settings: DualAttention(CHANNELS, HEADS, window=(3, 4), **settings)),
-    'GlobalAttention': Block(lambda **settings: GlobalAttention(CHANNELS, HEADS, **settings)),
-    'GridAttention': Block(lambda **settings: GridAttention(CHANNELS, HEADS, (3, 4), **settings)),
-    'LengthScaledAttention': Block(
-        lambda **settings: with_small_bias(LengthScaledAttention, CHANNELS, HEADS, bias_size=(4, 3), **settings)
-    ),
+    'BlockAttention': Block(partial(BlockAttention, CHANNELS, HEADS, (3, 4))),
+    'ChannelGroupAttention': Block(partial(ChannelGroupAttention, CHANNELS, HEADS)),
+    'ConditionalPositionEncoding': Block(partial(ConditionalPositionEncoding, CHANNELS)),
+    'ConvolutionalGLU': Block(partial(ConvolutionalGLU, CHANNELS)),
+    'CrossScaleEmbedding': Block(partial(CrossScaleEmbedding, CHANNELS, 16), least=(4, 4)),
+    'DualAttention': Block(partial(DualAttention, CHANNELS, HEADS, window=(3, 4))),
+    'GlobalAttention': Block(partial(GlobalAttention, CHANNELS, HEADS)),
+    'GridAttention': Block(partial(GridAttention, CHANNELS, HEADS, (3, 4))),
+    'LengthScaledAttention': Block(partial(with_small_bias, LengthScaledAttention, CHANNELS, HEADS, bias_size=(4, 3))),
     'LongShortAttention': Block(
-        lambda **settings: LongShortAttention(99, HEADS, group=3, interval=2, **settings),
+        partial(LongShortAttention, 99, HEADS, group=3, interval=2),
         channels=99,  # the norms of its position bias see a sixteenth of them
     ),
-    'MBConv': Block(lambda **settings: MBConv(CHANNELS, 28, 2, **settings), channels_first=True),
-    'Mlp': Block(lambda **settings: Mlp(CHANNELS, 2 * CHANNELS, **settings)),
-    'MultiAxisAttention': Block(
-        lambda **settings: MultiAxisAttention(CHANNELS, 28, 2, window=3, head_dim=7, **settings)
-    ),
-    'WindowAttention': Block(lambda **settings: WindowAttention(CHANNELS, HEADS, (3, 4), shift=(1, 2), **settings)),
+    'MBConv': Block(partial(MBConv, CHANNELS, 28, 2), channels_first=True),
+    'Mlp': Block(partial(Mlp, CHANNELS, 2 * CHANNELS), maps_only=False),
+    'MultiAxisAttention': Block(partial(MultiAxisAttention, CHANNELS, 28, 2, window=3, head_dim=7)),
+    'WindowAttention': Block(partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=(1, 2))),
     'WindowAttention, masked, padded after the shift': Block(
-        lambda **settings: WindowAttention(
-            CHANNELS, HEADS, (3, 4), shift=1, mask_padding=True, pad_after_shift=True, **settings
-        )
+        partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=1, mask_padding=True, pad_after_shift=True)
     ),
 }
 

@@ -38,14 +38,16 @@ def onlooker(function: Onlooker) -> Onlooker:
 
 def over_all_onlookers(test: Callable[..., None]) -> Callable[..., None]:
     """Runs a test once for each onlooker, which it gets as `looks_on`; the process then is as it was."""
+    onlookers = [pytest.param(f, id=name) for name, f in ONLOOKERS.items()]
+    return without_their_warnings(pytest.mark.parametrize('looks_on', onlookers)(test))
 
-    def ignore(category: str) -> pytest.MarkDecorator:
-        return pytest.mark.filterwarnings(f'ignore::{category}')
 
+def without_their_warnings(test: Callable[..., None]) -> Callable[..., None]:
+    """Lets a test ignore what onlookers warn of."""
     # Sizes are constants of a trace; PyTorch's oldest graphs are deprecated; a mode may fall back to a loop.
     for category in ('torch.jit.TracerWarning', 'DeprecationWarning', 'FutureWarning', 'UserWarning'):
-        test = ignore(category)(test)
-    return pytest.mark.parametrize('looks_on', [pytest.param(f, id=name) for name, f in ONLOOKERS.items()])(test)
+        test = pytest.mark.filterwarnings(f'ignore::{category}')(test)
+    return test
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5, noise: float = 0.0) -> None:
