@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train a model as CONFIG says; KEY=VALUE changes a setting: seed=1 output=runs/mine data.root=PATH."""
     with _extra('train'):
-        from .classification import train as run
+        from .classification.task import train as run
         from .config import load
     raise typer.Exit(run(load(config, overrides or [])))
 
@@ -87,7 +87,7 @@ def train(
 def evaluate(target: Target, overrides: Overrides = None) -> None:
     """Score a model on held-out images: those of its run, or those of data.root=PATH."""
     with _extra('train'):
-        from .scoring import score
+        from .classification.scoring import score
 
     score(target, overrides or [])
 
@@ -111,7 +111,7 @@ def predict(
 
     The exit status is 1 where an image could not be read.
     """
-    from .predict import predict as run
+    from .classification.predict import predict as run
 
     raise typer.Exit(run(target, images, top, device, batch_size, json, csv))
 

@@ -1,8 +1,8 @@
 """A run from its first step to its report, whatever is trained: the engine. What is trained is a `Task`.
 
 Accelerate carries device, precision, gradient accumulation and processes; timm the optimiser, schedule and average of
-the weights. What is drawn at random in a step is seeded by where in the run the step is (see data.py), so a run that
-stops and goes on ends with the same bits as one that did not.
+the weights. What is drawn at random in a step is seeded by where in the run the step is (see data/loading.py), so a
+run that stops and goes on ends with the same bits as one that did not.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from .build import check_batch_size, create_optimizer, create_schedule, head_lr,
 from .checkpoint import load_weights, read_weights, save_state, save_weights
 from .config import Config
 from .console import Interruption, say, track
-from .data import BadImages, Batch, TrainLoader, seed_everything
+from .data.loading import BadImages, Batch, TrainLoader, seed_everything
 from .errors import UserError
 from .launch import command_line
 from .models import ModelSpec, count_parameters

@@ -20,12 +20,12 @@ from attnzoo.backbones import find_weights, placed_file, published_top1
 from .build import make_accelerator
 from .checkpoint import load_weights, read_weights, translate_weights
 from .classes import imagenet_classes
+from .classification.scoring import score_model
 from .config import Config, resolve
 from .console import console, say
 from .errors import UserError, near, one_line
 from .models import create, spec_of
 from .run_folder import environment, write_json
-from .scoring import score_model
 
 TOLERANCE = 0.2  # points of top-1 between the authors' evaluation and ours: libraries resize images differently
 

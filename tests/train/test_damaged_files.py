@@ -11,8 +11,8 @@ from PIL import Image
 
 from attnzoo.train import models
 from attnzoo.train.checkpoint import load_weights, read_weights, translate_weights
+from attnzoo.train.data.images import UnreadableImage, decode
 from attnzoo.train.errors import UserError
-from attnzoo.train.images import UnreadableImage, decode
 
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from attnzoo.train.console import Interruption
-from attnzoo.train.data import BadImages
+from attnzoo.train.data.loading import BadImages
 from attnzoo.train.errors import UserError
-from attnzoo.train.evaluation import evaluate
+from attnzoo.train.classification.evaluation import evaluate
 from attnzoo.train.processes import Stopped, StopVote, on_main_process, share_buffers
 
 accelerator = Accelerator(cpu=True)

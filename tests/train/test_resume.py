@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.train import classification, data
 from attnzoo.train.checkpoint import load_state
+from attnzoo.train.classification import task
+from attnzoo.train.data import loading
 from attnzoo.train.errors import program
 
 # Everything that draws random numbers, and everything that a step carries over to the next.
@@ -99,7 +100,7 @@ def interrupted(attnzoo, monkeypatch) -> Callable[..., Any]:
 
     def run(*arguments: str, number: int = 2) -> Any:
         with monkeypatch.context() as patched:
-            patched.setattr(classification, 'eval_loader', lambda *args: Interrupting(data.eval_loader(*args), number))
+            patched.setattr(task, 'eval_loader', lambda *args: Interrupting(loading.eval_loader(*args), number))
             stopped = attnzoo(*arguments)
         assert stopped.code == 130, stopped
         return stopped

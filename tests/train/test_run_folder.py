@@ -134,7 +134,7 @@ def test_the_trainer_imports_nothing_that_windows_lacks():
     program = """
 import sys, accelerate, psutil
 sys.modules['resource'] = sys.modules['fcntl'] = None
-import attnzoo.train.classification
+import attnzoo.train.classification.task
 """
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from attnzoo.train import config, data, models
+from attnzoo.train import config, models
 from attnzoo.train.checkpoint import load_state, save_state
+from attnzoo.train.data import loading
 from attnzoo.train.errors import program
 
 DIGITS = 'classification/digits_biformer'
@@ -66,7 +67,7 @@ def test_a_short_run_on_digits_leaves_everything(tmp_path: Path, attnzoo):
     half = attnzoo('eval', run, 'data.batch_size=7', 'precision=bf16')
     assert half.code == 0 and '360' in half.out, half
 
-    held_out = data.Digits('validation')
+    held_out = loading.Digits('validation')
     right = 0
     for index in range(20):
         image, label = held_out[index]

@@ -20,8 +20,8 @@ from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import DataConfig
-from .errors import UserError, one_line
+from ..config import DataConfig
+from ..errors import UserError, one_line
 from .images import EXTENSIONS, UnreadableImage, decode
 from .samples import Digits, Folder, Samples, Stream, Torchvision, pick_split
 from .transforms import Transform

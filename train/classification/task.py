@@ -9,14 +9,15 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from . import engine, models, report
-from .config import Config
-from .console import say
-from .data import BadImages, TrainLoader, data_format, eval_loader, open_dataset
-from .errors import UserError
+from .. import engine, models
+from ..config import Config
+from ..console import say
+from ..data.loading import BadImages, TrainLoader, data_format, eval_loader, open_dataset
+from ..data.transforms import eval_transform, train_transform
+from ..errors import UserError
+from ..run_folder import RunFolder
+from . import report
 from .evaluation import Scores, evaluate
-from .run_folder import RunFolder
-from .transforms import eval_transform, train_transform
 
 
 def train(config: Config) -> int:

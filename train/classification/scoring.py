@@ -9,16 +9,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from . import models
-from .build import make_accelerator
-from .classes import match_classes
-from .config import Config, load, resolve
-from .console import say, show_table, track
-from .data import BadImages, Batch, eval_loader, open_dataset
-from .errors import UserError, few, program
+from .. import models
+from ..build import make_accelerator
+from ..classes import match_classes
+from ..config import Config, load, resolve
+from ..console import say, show_table, track
+from ..data.loading import BadImages, Batch, eval_loader, open_dataset
+from ..data.samples import Stream
+from ..data.transforms import eval_transform
+from ..errors import UserError, few, program
 from .evaluation import Scores, evaluate
-from .samples import Stream
-from .transforms import eval_transform
 
 _SETTINGS = ('data', 'log', 'device', 'precision', 'seed')  # what scoring depends on; the others are of training
 _ANY_LABEL = 2**31

@@ -11,10 +11,10 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .console import say, show_table
+from ..console import say, show_table
+from ..models import ModelSpec
+from ..run_folder import RunFolder
 from .evaluation import Mistake, Scores
-from .models import ModelSpec
-from .run_folder import RunFolder
 
 NUMBERED_CELLS = 20  # classes up to which the cells of a confusion matrix carry their counts
 NAMED_TICKS = 40  # classes up to which its axes carry their names

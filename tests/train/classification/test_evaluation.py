@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from attnzoo.train.data import BadImages
+from attnzoo.train.classification.evaluation import MISTAKES, evaluate
+from attnzoo.train.data.loading import BadImages
 from attnzoo.train.errors import UserError
-from attnzoo.train.evaluation import MISTAKES, evaluate
 
 
 class Brightest(nn.Module):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.train import report
-from attnzoo.train.evaluation import Mistake, Scores
+from attnzoo.train.classification import report
+from attnzoo.train.classification.evaluation import Mistake, Scores
 from attnzoo.train.models import ModelSpec
 from attnzoo.train.run_folder import RunFolder
 

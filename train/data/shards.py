@@ -21,7 +21,7 @@ from timm.data import create_dataset
 from timm.data.readers.targets import get_field
 from webdataset.tariterators import base_plus_ext
 
-from .errors import UserError, one_line
+from ..errors import UserError, one_line
 from .images import UnreadableImage
 from .samples import Raw, Samples, Source, Stream
 

@@ -9,7 +9,7 @@ import datasets
 import fsspec
 from timm.data.readers.targets import get_field, has_field
 
-from .errors import UserError
+from ..errors import UserError
 from .images import UnreadableImage
 from .samples import Raw, Samples, Source, Stream, pick_split
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.train import data
 from attnzoo.train.config import AugmentConfig, DataConfig
-from attnzoo.train.transforms import eval_transform, train_transform
+from attnzoo.train.data import loading
+from attnzoo.train.data.transforms import eval_transform, train_transform
 
 LOOK = {
     'input_size': (3, 32, 32),
@@ -28,19 +28,19 @@ LOOK = {
 
 
 def loader(config: DataConfig, *, seed: int = 0, accumulate: int = 1, rank: int = 0, processes: int = 1):
-    samples = data.open_dataset(config, config.train_split)
+    samples = loading.open_dataset(config, config.train_split)
     transform = train_transform(config.augment, LOOK)
-    return data.TrainLoader(config, samples, transform, 10, seed, accumulate, rank, processes)
+    return loading.TrainLoader(config, samples, transform, 10, seed, accumulate, rank, processes)
 
 
-def same(one: list[data.Batch], other: list[data.Batch]) -> bool:
+def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:
     return len(one) == len(other) and all(
         torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
     )
 
 
 def test_digits_are_split_by_class_and_the_same_for_everyone():
-    train, held_out = data.Digits('train'), data.Digits('validation')
+    train, held_out = loading.Digits('train'), loading.Digits('validation')
     assert (len(train), len(held_out)) == (1437, 360)
     assert not set(train.indices) & set(held_out.indices)
     counts = Counter(held_out[index][1] for index in range(360))
@@ -88,11 +88,11 @@ def test_repeated_augmentation_shows_fewer_images_in_other_views():
 
 def test_evaluation_sees_every_image_once_in_order(images: Path):
     config = DataConfig(root=str(images), batch_size=5, workers=0)
-    samples = data.open_dataset(config, 'validation')
+    samples = loading.open_dataset(config, 'validation')
     assert samples.classes == ['blue', 'green', 'red']
     transform = eval_transform(LOOK)
     for processes in (1, 2):
-        shares = [data.eval_loader(config, samples, transform, 3, rank, processes) for rank in range(processes)]
+        shares = [loading.eval_loader(config, samples, transform, 3, rank, processes) for rank in range(processes)]
         labels = torch.cat([labels for share in shares for _, labels, _ in share])
         assert torch.equal(labels.sort().values, torch.arange(3).repeat_interleave(8))
 
@@ -111,7 +111,7 @@ def test_unreadable_images_are_named_and_others_stand_in(workers: int, images: P
     names = spoil(images)
     config = DataConfig(root=str(images), batch_size=8, workers=workers)
     told: list[str] = []
-    bad = data.BadImages(limit=3, known=[], tell=told.append)
+    bad = loading.BadImages(limit=3, known=[], tell=told.append)
     source = loader(config)
     for epoch in (0, 1):
         for batch, labels, problems in source.epoch(epoch, 0):
@@ -183,9 +183,9 @@ def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
         labels = (0x801).to_bytes(4, 'big') + (4).to_bytes(4, 'big') + bytes([3, 1, 4, 1])
         (raw / f'{name}-labels-idx1-ubyte').write_bytes(labels)
     config = DataConfig(root=str(tmp_path), format='torch/mnist', batch_size=4, workers=0)
-    samples = data.open_dataset(config, 'validation')
+    samples = loading.open_dataset(config, 'validation')
     assert len(samples.classes) == 10
-    images, labels, bad = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 10, 0, 1)))
+    images, labels, bad = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 10, 0, 1)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
 
 
@@ -194,9 +194,9 @@ def test_folders_of_torchvision_are_decoded_like_ours(images: Path):
     Image.fromarray(np.full((8, 8), 32896, np.uint16)).save(wide)
     (images / 'val' / 'red' / '01.png').write_bytes(b'')
     config = DataConfig(root=str(images), format='torch/image_folder', batch_size=24, workers=0)
-    samples = data.open_dataset(config, 'validation')
+    samples = loading.open_dataset(config, 'validation')
     assert samples.classes == ['blue', 'green', 'red']
-    pixels, labels, problems = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1)))
+    pixels, labels, problems = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1)))
     assert problems == [(str(images / 'val' / 'red' / '01.png'), 'not an image in a format that can be read')]
     assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 7
     assert torch.allclose(pixels[16], torch.tensor(2 * 128 / 255 - 1), atol=1e-6)
@@ -205,16 +205,16 @@ def test_folders_of_torchvision_are_decoded_like_ours(images: Path):
 SPAWNED = """
 import multiprocessing, sys
 import torch
-from attnzoo.train import data
+from attnzoo.train.data import loading
 from attnzoo.train.config import AugmentConfig, DataConfig
-from attnzoo.train.transforms import train_transform
+from attnzoo.train.data.transforms import train_transform
 
 LOOK = {'input_size': (3, 16, 16), 'interpolation': 'bicubic', 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
 
 def batches(config, augment, workers):
-    samples = data.open_dataset(config, config.train_split)
+    samples = loading.open_dataset(config, config.train_split)
     config = DataConfig(batch_size=12, workers=workers)
-    loader = data.TrainLoader(config, samples, train_transform(augment, LOOK), 3, 0, 1, 0, 1)
+    loader = loading.TrainLoader(config, samples, train_transform(augment, LOOK), 3, 0, 1, 0, 1)
     return [images for epoch in (0, 1) for images, _, _ in loader.epoch(epoch, 0)]
 
 if __name__ == '__main__':

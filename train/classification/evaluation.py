@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from .data import BadImages, Batch
-from .errors import UserError
+from ..data.loading import BadImages, Batch
+from ..errors import UserError
 
 MISTAKES = 25  # of them, as many as a grid shows
 LARGEST_CONFUSION_MATRIX = 2000  # classes

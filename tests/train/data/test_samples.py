@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.train import data
 from attnzoo.train.config import DataConfig
+from attnzoo.train.data import loading
+from attnzoo.train.data.samples import Folder
+from attnzoo.train.data.transforms import Transform, eval_transform
 from attnzoo.train.errors import UserError
-from attnzoo.train.samples import Folder
-from attnzoo.train.transforms import Transform, eval_transform
 
 LOOK = {
     'input_size': (3, 8, 8),
@@ -31,7 +31,7 @@ def draw(path: Path, color: tuple[int, int, int] = (200, 0, 0), **options) -> No
 
 
 def open_split(root: Path, split: str = 'train', classes: list[str] | None = None):
-    return data.open_dataset(DataConfig(root=str(root), workers=0), split, classes)
+    return loading.open_dataset(DataConfig(root=str(root), workers=0), split, classes)
 
 
 def names(samples: Folder) -> list[str]:
@@ -102,7 +102,7 @@ def test_names_of_any_script_links_and_endings(tmp_path: Path):
     samples = open_split(tmp_path)
     assert samples.classes == [umlaut, '猫']
     assert names(open_split(tmp_path, 'validation', samples.classes)) == [f'val/{umlaut}/1.bmp']
-    loaded = data.eval_loader(DataConfig(workers=0), samples, eval_transform(LOOK), 2, 0, 1)
+    loaded = loading.eval_loader(DataConfig(workers=0), samples, eval_transform(LOOK), 2, 0, 1)
     pixels, labels, problems = next(iter(loaded))
     assert not problems and labels.tolist() == [0] * 5 + [1]
     assert torch.allclose(pixels[:, :, 4, 4], torch.tensor([200 / 255, 0.0, 0.0]), atol=0.02)
@@ -121,7 +121,7 @@ def test_endings_that_are_asked_for(tmp_path: Path):
     draw(tmp_path / 'train' / 'cat' / '1.png')
     draw(tmp_path / 'train' / 'cat' / '2.jpg')
     config = DataConfig(root=str(tmp_path), input_key='jpg;.jpeg')
-    assert names(data.open_dataset(config, 'train')) == ['train/cat/2.jpg']
+    assert names(loading.open_dataset(config, 'train')) == ['train/cat/2.jpg']
 
 
 def test_a_folder_of_test_images_stands_in_for_validation(images: Path):
@@ -147,7 +147,7 @@ def test_pixels_of_every_kind_reach_the_model(tmp_path: Path):
     stripes[0] = 255
     Image.fromarray(stripes).save(folder / '3.png', exif=exif)
     samples = open_split(tmp_path)
-    pixels, _, problems = next(iter(data.eval_loader(DataConfig(workers=0), samples, eval_transform(LOOK), 1, 0, 1)))
+    pixels, _, problems = next(iter(loading.eval_loader(DataConfig(workers=0), samples, eval_transform(LOOK), 1, 0, 1)))
     assert not problems
     assert torch.allclose(pixels[0], torch.tensor(128 / 255)) and torch.equal(pixels[1], torch.ones(3, 8, 8))
     assert torch.equal(pixels[2, 0].mean(1), torch.tensor([0.0] * 7 + [1.0]))
@@ -163,7 +163,7 @@ def test_an_image_that_a_transform_fails_on_is_named(tmp_path: Path):
             raise MemoryError
         return torch.zeros(3, 8, 8)
 
-    source = data.TrainLoader(
+    source = loading.TrainLoader(
         DataConfig(batch_size=2, workers=0), open_split(tmp_path), Transform(3, refuse_tiny), 1, 0, 1, 0, 1
     )
     images, _, problems = next(source.epoch(0, 0))
@@ -188,4 +188,4 @@ def test_models_of_other_channels_are_refused(images: Path, recipe: Path, tmp_pa
 @pytest.mark.parametrize('name', ['tfds/mnist', 'hfds/', 'torch', 'nonsense/x'])
 def test_formats_that_are_none(name: str):
     with pytest.raises(UserError, match=rf'data\.format={name}: expected auto, digits, folder, torch/NAME, hfds/NAME'):
-        data.open_dataset(DataConfig(format=name, root='x'), 'train')
+        loading.open_dataset(DataConfig(format=name, root='x'), 'train')

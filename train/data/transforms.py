@@ -12,10 +12,10 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
 from torch import Tensor
 
-from .errors import UserError, near
+from ..errors import UserError, near
 
 if TYPE_CHECKING:  # the settings need packages of an extra, and predicting does not
-    from .config import AugmentConfig
+    from ..config import AugmentConfig
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 POLICIES = 'rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original, originalr, v0, v0r or 3a'

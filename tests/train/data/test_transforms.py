@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from attnzoo.train.config import AugmentConfig
-from attnzoo.train.data import seed_everything
+from attnzoo.train.data.loading import seed_everything
+from attnzoo.train.data.transforms import eval_transform, train_transform
 from attnzoo.train.errors import UserError
-from attnzoo.train.transforms import eval_transform, train_transform
 
 
 def look(channels: int = 3, height: int = 32, width: int = 32, **settings: Any) -> dict[str, Any]:

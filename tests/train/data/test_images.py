@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from attnzoo.train.images import UnreadableImage, decode, is_hidden
+from attnzoo.train.data.images import UnreadableImage, decode, is_hidden
 
 
 def saved(image: Image.Image, kind: str = 'png', **options) -> io.BytesIO:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from timm.utils.misc import natural_key
 
-from .errors import UserError, few
+from ..errors import UserError, few
 from .images import EXTENSIONS, UnreadableImage, is_hidden
 
 Source = str | IO[bytes] | Image.Image  # of an image, see `decode`

@@ -16,13 +16,13 @@ from timm.utils import natural_key
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from . import models
-from .checkpoint import write_atomically
-from .console import say
-from .download import is_url
-from .errors import UserError, complain, one_line
-from .images import EXTENSIONS, decode, is_hidden
-from .transforms import eval_transform
+from .. import models
+from ..checkpoint import write_atomically
+from ..console import say
+from ..data.images import EXTENSIONS, decode, is_hidden
+from ..data.transforms import eval_transform
+from ..download import is_url
+from ..errors import UserError, complain, one_line
 
 _SECONDS = 30  # that a server may take to answer
 _WORKERS = 4  # processes that decode, where there is more than one batch

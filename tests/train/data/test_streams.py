@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.train import data
 from attnzoo.train.config import AugmentConfig, DataConfig
+from attnzoo.train.data import loading
+from attnzoo.train.data.samples import Stream
+from attnzoo.train.data.shards import SHUFFLED_TOGETHER, Shards
+from attnzoo.train.data.transforms import eval_transform, train_transform
 from attnzoo.train.errors import UserError
-from attnzoo.train.samples import Stream
-from attnzoo.train.shards import SHUFFLED_TOGETHER, Shards
-from attnzoo.train.transforms import eval_transform, train_transform
 
 LOOK = {
     'input_size': (3, 16, 16),
@@ -81,13 +81,13 @@ def piped(shards: Path, **settings) -> DataConfig:
     return dataclasses.replace(config, root='', **splits)
 
 
-def loader(config: DataConfig, accumulate: int = 1, rank: int = 0, processes: int = 1) -> data.TrainLoader:
-    samples = data.open_dataset(config, config.train_split)
+def loader(config: DataConfig, accumulate: int = 1, rank: int = 0, processes: int = 1) -> loading.TrainLoader:
+    samples = loading.open_dataset(config, config.train_split)
     transform = train_transform(config.augment, LOOK)
-    return data.TrainLoader(config, samples, transform, 3, 0, accumulate, rank, processes)
+    return loading.TrainLoader(config, samples, transform, 3, 0, accumulate, rank, processes)
 
 
-def same(one: list[data.Batch], other: list[data.Batch]) -> bool:
+def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:
     return len(one) == len(other) and all(
         torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
     )
@@ -100,9 +100,9 @@ def opened(request: pytest.FixtureRequest) -> Callable[..., DataConfig]:
 
 def test_shards_on_a_disk_are_read_in_any_order_and_others_are_a_stream(shards: Path):
     split = 'digits-{0..2}.tar|36'
-    assert isinstance(data.open_dataset(on_disk(shards), split), Shards)
+    assert isinstance(loading.open_dataset(on_disk(shards), split), Shards)
     config = piped(shards)
-    assert isinstance(data.open_dataset(config, config.train_split), Stream)
+    assert isinstance(loading.open_dataset(config, config.train_split), Stream)
 
 
 @pytest.mark.parametrize('processes', [1, 2, 3, 5])
@@ -128,8 +128,10 @@ def test_an_epoch_has_every_sample_once_on_one_process(processes: int, opened, s
 @pytest.mark.parametrize('processes', [1, 2, 3, 5])
 def test_one_shard_scores_every_sample_once(processes: int, opened, shards: Path):
     config = opened(shards, batch_size=5)
-    samples = data.open_dataset(config, config.val_split)
-    shares = [data.eval_loader(config, samples, eval_transform(LOOK), 3, rank, processes) for rank in range(processes)]
+    samples = loading.open_dataset(config, config.val_split)
+    shares = [
+        loading.eval_loader(config, samples, eval_transform(LOOK), 3, rank, processes) for rank in range(processes)
+    ]
     labels = torch.cat([labels for share in shares for _, labels, _ in share])
     assert labels.sort().values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
@@ -208,11 +210,11 @@ PROBLEMS = {
 
 def test_samples_that_cannot_be_read_are_named_by_shard_and_key(opened, odd: Path):
     config = opened(odd, train_split='odd-0.tar|7', val_split='odd-0.tar', batch_size=7)
-    samples = data.open_dataset(config, config.val_split)
+    samples = loading.open_dataset(config, config.val_split)
     told: list[str] = []
-    bad = data.BadImages(limit=5, known=[], tell=told.append)
+    bad = loading.BadImages(limit=5, known=[], tell=told.append)
     for _ in range(2):
-        for images, labels, problems in data.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1):
+        for images, labels, problems in loading.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1):
             assert len(images) == 2 and labels.tolist() == [1, 2]
             bad.add(problems)
             assert {name: reason for name, reason in problems if PROBLEMS[name] not in reason} == {}
@@ -226,9 +228,9 @@ def test_a_shard_that_was_cut_off_or_is_not_there_is_named_before_training(shard
     path = shards / 'digits-1.tar'
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(UserError, match=r'shard .*digits-1\.tar is damaged or was cut off in a copy: '):
-        data.open_dataset(on_disk(shards), 'digits-{0..2}.tar|36')
+        loading.open_dataset(on_disk(shards), 'digits-{0..2}.tar|36')
     with pytest.raises(UserError, match=r'shard .*digits-9\.tar: No such file or directory'):
-        data.open_dataset(on_disk(shards), 'digits-9.tar')
+        loading.open_dataset(on_disk(shards), 'digits-9.tar')
     config = piped(shards)
     with pytest.raises(UserError, match=r'digits-0\.tar \.\.\.: '):
         list(loader(config).epoch(0, 0))
@@ -251,15 +253,15 @@ def test_splits_and_labels_of_an_info_file(shards: Path, tmp_path: Path):
     }
     (shards / '_info.json').write_text(json.dumps({'splits': {'part': part, 'train': digits}}))
     config = on_disk(shards)
-    assert len(data.open_dataset(config, 'train')) == 24
-    few = data.open_dataset(config, 'part')
+    assert len(loading.open_dataset(config, 'train')) == 24
+    few = loading.open_dataset(config, 'part')
     assert [few[index][1] for index in range(len(few))] == [1, 2, 0, 1, 2]  # a negative label is none
-    every = data.open_dataset(dataclasses.replace(config, target_key='label'), 'with-json.tar|6')
+    every = loading.open_dataset(dataclasses.replace(config, target_key='label'), 'with-json.tar|6')
     assert [every[index][1] for index in range(len(every))] == [0, 1, 2, 0, 1, 2]
     with pytest.raises(
         UserError, match=r'no split nothing in .*_info.json; without that file name the shards themselves'
     ):
-        data.open_dataset(config, 'nothing')
+        loading.open_dataset(config, 'nothing')
 
 
 def test_webdataset_shards_train_and_score(opened, shards: Path, recipe: Path, tmp_path: Path, attnzoo, refused):
@@ -321,9 +323,9 @@ def table(tmp_path: Path) -> Path:
 def test_rows_that_cannot_be_read_are_named(kind: str, table: Path, tmp_path: Path):
     """The split for validation is called test, the columns neither image nor label: there is no doubt what they are."""
     config = DataConfig(format=f'{kind}/{table}', root=str(tmp_path / 'cache'), batch_size=12, workers=0)
-    samples = data.open_dataset(config, 'validation', classes=['zero', 'one', 'two'])
+    samples = loading.open_dataset(config, 'validation', classes=['zero', 'one', 'two'])
     assert samples.remarks == [f'data.format={kind}/{table}: no split validation in it; test stands in for it']
-    _, labels, problems = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1)))
+    _, labels, problems = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1)))
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert [reason for _, reason in problems] == [
         'not an image in a format that can be read',
@@ -341,9 +343,9 @@ def test_rows_that_cannot_be_read_are_named(kind: str, table: Path, tmp_path: Pa
 def test_classes_in_another_order_are_numbered_as_in_training(table: Path, tmp_path: Path):
     """And a label that is no number of a class stays none."""
     config = DataConfig(format=f'hfds/{table}', root=str(tmp_path / 'cache'), workers=0)
-    samples = data.open_dataset(config, 'validation', classes=['two', 'three', 'one', 'zero'])
+    samples = loading.open_dataset(config, 'validation', classes=['two', 'three', 'one', 'zero'])
     assert samples.classes == ['two', 'three', 'one', 'zero']
-    _, labels, problems = next(iter(data.eval_loader(config, samples, eval_transform(LOOK), 4, 0, 1)))
+    _, labels, problems = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 4, 0, 1)))
     assert labels.tolist() == [3, 2, 0, 3, 2, 0, 3, 2, 0]
     assert problems[-1] == ('test row 5', 'its label is -1, expected a number from 0 to 2')
 
@@ -360,20 +362,20 @@ def test_classes_in_another_order_are_numbered_as_in_training(table: Path, tmp_p
 def test_splits_and_columns_that_are_not_there(settings, message, table: Path, tmp_path: Path):
     config = DataConfig(format=f'hfds/{table}', root=str(tmp_path / 'cache'), **settings)
     with pytest.raises(UserError, match=message):
-        data.open_dataset(config, config.val_split)
+        loading.open_dataset(config, config.val_split)
 
 
 def test_a_part_of_a_split(table: Path, tmp_path: Path):
     config = DataConfig(format=f'hfds/{table}', root=str(tmp_path / 'cache'))
-    assert len(data.open_dataset(config, 'train[:50%]')) == 6
-    assert len(data.open_dataset(config, 'validation[2:5]')) == 3
+    assert len(loading.open_dataset(config, 'train[:50%]')) == 6
+    assert len(loading.open_dataset(config, 'validation[2:5]')) == 3
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, 'datasets', None)  # importing it now fails
-    monkeypatch.delitem(sys.modules, 'attnzoo.train.hub', raising=False)
+    monkeypatch.delitem(sys.modules, 'attnzoo.train.data.hub', raising=False)
     with pytest.raises(UserError, match="needs the package 'datasets': pip install datasets"):
-        data.open_dataset(DataConfig(format='hfds/nobody/nothing'), 'train')
+        loading.open_dataset(DataConfig(format='hfds/nobody/nothing'), 'train')
 
 
 def test_one_shard_trains_and_scores_on_three_processes(shards: Path, recipe: Path, tmp_path: Path, launch):

@@ -1,0 +1,1 @@
+"""Images and labels: where they lie, how they are read, varied and put in batches."""
