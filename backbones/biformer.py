@@ -17,6 +17,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from attnzoo.blocks import BiLevelRoutingAttention, GlobalAttention
+from attnzoo.blocks._common import check_size
 from attnzoo.kernels import depthwise_conv
 
 from ._pyramid import Pyramid, Stage, check_stages, drop_path_rates, make_drop_path
@@ -114,7 +115,11 @@ class BiFormer(Pyramid):
         if layout not in ('biformer', 'swin'):
             raise ValueError(f"layout: expected 'biformer' or 'swin', got {layout!r}")
         plain = layout == 'biformer'
-        stem = _conv_stem(in_chans, embed_dims[0], **dd) if plain else _patch_stem(in_chans, embed_dims[0], **dd)
+        stem = (
+            _conv_stem(in_chans, embed_dims[0], **dd)
+            if plain
+            else _patch_stem(in_chans, embed_dims[0], 2 ** (len(depths) + 1), **dd)
+        )
         stages = []
         rates = drop_path_rates(drop_path_rate, depths)
         for i, (dim, depth, mlp_ratio, k) in enumerate(zip(embed_dims, depths, mlp_ratios, top_k, strict=True)):
@@ -154,9 +159,21 @@ def _conv_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
     )
 
 
-def _patch_stem(in_chans: int, dim: int, **dd) -> nn.Sequential:
+def _patch_stem(in_chans: int, dim: int, min_size: int, **dd) -> nn.Sequential:
     conv = nn.Conv2d(in_chans, dim, 4, stride=4, **dd)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(dim, **dd)))
+    return nn.Sequential(OrderedDict(check=SizeCheck(min_size), conv=conv, norm=nn.BatchNorm2d(dim, **dd)))
+
+
+class SizeCheck(nn.Module):
+    """Refuses images that have no position left for the last stage: its merging takes whole patches only."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.least = least
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_size(x, self.least)
+        return x
 
 
 def _downsample(in_dim: int, dim: int, **dd) -> nn.Sequential:

@@ -49,6 +49,15 @@ def check_map(x: Tensor, channels: int, channels_first: bool = False) -> None:
         raise ValueError(f'x: expected a map [{", ".join(layout)}], got shape {tuple(x.shape)}{hint}')
 
 
+@fx_leaf  # reason: it looks at sizes
+def check_size(x: Tensor, least: int) -> None:
+    """Raises a ValueError unless height and width of x [B, C, H, W] are no less than that."""
+    if not torch.jit.is_scripting():
+        height, width = x.shape[2:]
+        if height < least or width < least:
+            raise ValueError(f'x: expected a height and width of at least {least}, got {height} x {width}')
+
+
 @fx_leaf  # reason: it looks at sizes, so that a map that needs no padding is not copied
 def pad_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Pad a map [B, H, W, C] with zeros at the bottom and right to `size`."""

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo.kernels import patch_conv
-from attnzoo.kernels._fx import fx_leaf
 
-from ._common import check_map
+from ._common import check_map, check_size
 
 
 class CrossScaleEmbedding(nn.Module):
@@ -78,15 +77,6 @@ class CrossScaleEmbedding(nn.Module):
         if not self.norm_first:
             x = self.norm(x)
         return x.permute(0, 3, 1, 2) if self.channels_first else x
-
-
-@fx_leaf  # reason: it looks at sizes
-def check_size(x: Tensor, least: int) -> None:
-    """Raises a ValueError unless height and width of x [B, C, H, W] are no less than that."""
-    if not torch.jit.is_scripting():
-        height, width = x.shape[2:]
-        if height < least or width < least:
-            raise ValueError(f'x: expected a height and width of at least {least}, got {height} x {width}')
 
 
 class PatchConv2d(nn.Conv2d):

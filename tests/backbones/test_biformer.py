@@ -108,30 +108,6 @@ def test_our_own_state_dict_passes_the_filter():
     assert convert(dict(state_dict)).keys() == state_dict.keys()
 
 
-@pytest.mark.parametrize('name', ['biformer_tiny', 'biformer_stl', 'biformer_stl_nchw'])
-@pytest.mark.parametrize('size', [(32, 32), (33, 47), (64, 224), (161, 97)])
-@pytest.mark.parametrize('mask_padding', [False, True])
-def test_any_input_size(name, size, mask_padding):
-    torch.manual_seed(0)
-    model = timm.create_model(name, mask_padding=mask_padding, **SMALL).eval()
-    x = torch.randn(2, 3, *size)
-    with torch.no_grad():
-        out = model(x)
-        assert out.shape == (2, 5) and out.isfinite().all()
-        torch.testing.assert_close(model(x[1:]), out[1:], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), out, rtol=1e-4, atol=1e-5)
-
-
-def test_features_are_maps_of_the_stated_width_and_stride():
-    model = timm.create_model('biformer_tiny', features_only=True)
-    maps = model(torch.randn(1, 3, 64, 96))
-    assert model.feature_info.reduction() == [4, 8, 16, 32]
-    assert [tuple(t.shape) for t in maps] == [
-        (1, channels, 64 // stride, 96 // stride)
-        for channels, stride in zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
-    ]
-
-
 def test_stages_can_be_fewer():
     model = timm.create_model(
         'biformer_tiny',
@@ -145,46 +121,3 @@ def test_stages_can_be_fewer():
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
     with pytest.raises(ValueError, match='expected one entry for each stage, got 3, 4, 4 and 4'):
         timm.create_model('biformer_tiny', embed_dims=(16, 32, 64))
-
-
-def trained_a_little(size):
-    torch.manual_seed(0)
-    model = timm.create_model('biformer_tiny', **SMALL)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval(), torch.randn(2, 3, *size)
-
-
-def test_compiles_without_a_break_at_one_size_after_another():
-    model, _ = trained_a_little((64, 64))
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    for size in ((64, 64), (57, 93)):
-        x = torch.randn(2, 3, *size)
-        expected = model(x)
-        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
-        mine = torch.autograd.grad(compiled(x).square().sum(), model.stem.conv1.weight)
-        true = torch.autograd.grad(expected.square().sum(), model.stem.conv1.weight)
-        torch.testing.assert_close(mine, true, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_compiles_with_inductor():
-    model, x = trained_a_little((64, 64))
-    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-def test_exports_with_a_dynamic_batch(tmp_path):
-    import onnxruntime
-
-    model, x = trained_a_little((64, 96))
-    batch = dict(dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=64)},))
-    exported = torch.export.export(model, (x,), **batch).module()
-    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, **batch)
-    program.save(tmp_path / 'model.onnx')
-    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
-    for images in (x, x[:1], torch.cat((x, x, x))):
-        expected = model(images)
-        torch.testing.assert_close(exported(images), expected, rtol=1e-4, atol=1e-5)
-        (out,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-5)

@@ -125,50 +125,6 @@ def test_our_own_state_dict_passes_the_filter():
     assert convert(dict(state_dict)).keys() == state_dict.keys()
 
 
-@pytest.mark.parametrize('name', ['crossformer_tiny', 'crossformer_pp_small'])
-@pytest.mark.parametrize('size', [(32, 32), (33, 47), (96, 96), (160, 160), (192, 256), (225, 191)])
-def test_any_input_size(name, size):
-    torch.manual_seed(0)
-    model = timm.create_model(name, **SMALL).eval()
-    x = torch.randn(2, 3, *size)
-    with torch.no_grad():
-        out = model(x)
-        assert out.shape == (2, 5) and out.isfinite().all()
-        torch.testing.assert_close(model(x[1:]), out[1:], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), out, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('features_only', [False, True])
-def test_a_size_that_is_too_small_says_which_is_not(features_only):
-    model = timm.create_model('crossformer_tiny', features_only=features_only, **SMALL)
-    with pytest.raises(ValueError, match='x: expected a height and width of at least 32, got 40 x 31'):
-        model(torch.randn(1, 3, 40, 31))
-
-
-def test_a_small_image_leaves_no_trace():
-    """The authors' dense code turns long distance blocks into short distance ones for good, once a map is small."""
-    torch.manual_seed(0)
-    model = timm.create_model('crossformer_tiny', **SMALL).eval()
-    x = torch.randn(1, 3, 256, 256)
-    with torch.no_grad():
-        expected = model(x)
-        model(x[..., :64, :64])
-        assert torch.equal(model(x), expected)
-
-
-@pytest.mark.parametrize('name', ['crossformer_tiny', 'crossformer_pp_small'])
-@pytest.mark.parametrize('size', [(64, 96), pytest.param((800, 1344), marks=pytest.mark.slow)])
-def test_features_are_maps_of_the_stated_width_and_stride(name, size):
-    model = timm.create_model(name, features_only=True)
-    with torch.no_grad():
-        maps = model(torch.randn(1, 3, *size))
-    assert model.feature_info.reduction() == [4, 8, 16, 32]
-    assert [tuple(t.shape) for t in maps] == [
-        (1, channels, size[0] // stride, size[1] // stride)
-        for channels, stride in zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
-    ]
-
-
 def test_cooling_layers_are_where_the_authors_have_them():
     """Behind every third block, never behind the last of a stage."""
     model = timm.create_model('crossformer_pp_huge', device='meta')

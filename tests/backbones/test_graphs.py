@@ -53,11 +53,13 @@ def test_exports_for_any_size(name):
             torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-# BiFormer has such tests of its own.
-OTHERS = ['crossformer_tiny', 'crossformer_pp_small', 'davit_tiny_fused', 'maxvit_tiny_fused', 'transnext_tiny']
+def first_in_make_test(models):
+    """Of dear tests, `make test` runs the first model; `make test-all` all of them."""
+    first, *others = models
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('name', SMALL_MODELS)
 def test_one_graph_serves_every_batch_size(name):
     torch.compiler.reset()
     model = small_model(name)
@@ -71,15 +73,29 @@ def test_one_graph_serves_every_batch_size(name):
                 torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', first_in_make_test(SMALL_MODELS))
+def test_compiles_at_one_size_after_another(name):
+    torch.compiler.reset()
+    model = small_model(name)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    weight = next(p for p in model.parameters() if p.ndim == 4)
+    for size in ((64, 64), (57, 93)):
+        x = torch.randn(2, 3, *size)
+        expected, out = model(x), compiled(x)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+        mine, true = (torch.autograd.grad(y.square().sum(), weight) for y in (out, expected))
+        torch.testing.assert_close(mine, true, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('name', SMALL_MODELS)
 def test_compiles_with_inductor(name):
     model, x = small_model(name), torch.randn(2, 3, 64, 96)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::DeprecationWarning')
-@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS])
+@pytest.mark.parametrize('name', first_in_make_test(SMALL_MODELS))
 def test_exports_with_a_dynamic_batch(name, tmp_path):
     model, x = small_model(name), torch.randn(2, 3, 64, 96)
     batch = dict(dynamic_shapes=({0: Dim('batch', min=1, max=64)},))

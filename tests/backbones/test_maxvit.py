@@ -191,33 +191,6 @@ def test_our_own_state_dict_passes_the_filter():
     assert maxvit.checkpoint_filter_fn(dict(state_dict), model).keys() == state_dict.keys()
 
 
-@pytest.mark.parametrize('size', [(32, 32), (33, 47), (96, 96), (160, 160), (192, 256), (225, 191)])
-@pytest.mark.parametrize('window', [7, (8, 6)])
-def test_any_input_size(size, window):
-    torch.manual_seed(0)
-    shape = dict(SMALL, embed_dims=(16, 16, 16, 32), depths=(1, 1, 1, 1))
-    model = fill(timm.create_model('maxvit_tiny_fused', **shape, window_size=window))
-    x = torch.randn(2, 3, *size)
-    with torch.no_grad():
-        out = model(x)
-        assert out.shape == (2, 5) and out.isfinite().all()
-        torch.testing.assert_close(model(x[1:]), out[1:], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), out, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('size', [(64, 96), pytest.param((800, 1344), marks=pytest.mark.slow)])
-def test_features_are_maps_of_the_stated_width_and_stride(size):
-    model = timm.create_model('maxvit_tiny_fused', features_only=True)
-    with torch.no_grad():
-        maps = model(torch.randn(1, 3, *size))
-    assert model.feature_info.reduction() == [2, 4, 8, 16, 32]
-    assert model.feature_info.channels() == [64, 64, 128, 256, 512]
-    assert [tuple(t.shape) for t in maps] == [
-        (1, channels, size[0] // stride, size[1] // stride)
-        for channels, stride in zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
-    ]
-
-
 def test_maps_stay_in_channels_last_memory():
     """From the image on: no map is brought into another order on its way."""
     model = small().eval()

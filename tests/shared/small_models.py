@@ -19,10 +19,10 @@ SMALL_MODELS = {
 }
 
 
-def small_model(name):
+def small_model(name, **options):
     """In eval mode, with weights of some size, so that attention is more than a mean."""
     torch.manual_seed(0)
-    model = timm.create_model(name, **SMALL_MODELS[name]).eval()
+    model = timm.create_model(name, **SMALL_MODELS[name], **options).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
