@@ -1,0 +1,90 @@
+"""Gates of CNNs against timm's modules, or the published formulation: SE, ECA, FcaNet, CBAM, triplet attention, ELA."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.layers import EcaModule, SEModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from attnzoo.kernels import channel_gate
+
+from .case import Case, parameters
+
+
+def new_map(batch: int, channels: int, size: int, channels_last: bool) -> Tensor:
+    x = torch.randn(batch, channels, size, size)
+    return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+def called_with(module: nn.Module) -> Callable[..., Tensor]:
+    """A module as a function of its input and its parameters."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def call(x: Tensor, *values: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    return call
+
+
+def squeeze_excite(batch: int, channels: int, size: int, channels_last: bool) -> Case:
+    module = SEModule(channels)
+    values = [x.detach().clone() for x in module.parameters()]
+
+    def ours(x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor) -> Tensor:
+        return channel_gate(x, fc1_weight.flatten(1), fc2_weight.flatten(1), fc1_bias, fc2_bias)
+
+    return Case(ours, called_with(module), [new_map(batch, channels, size, channels_last)], values)
+
+
+def efficient_channels(batch: int, channels: int, size: int, channels_last: bool) -> Case:
+    module = EcaModule(channels)
+    values = [x.detach().clone() for x in module.parameters()]
+
+    def ours(x: Tensor, conv_weight: Tensor) -> Tensor:
+        return channel_gate(x, conv_weight=conv_weight)
+
+    return Case(ours, called_with(module), [new_map(batch, channels, size, channels_last)], values)
+
+
+def frequencies(batch: int, channels: int, size: int, channels_last: bool) -> Case:
+    filters = torch.randn(channels, size, size)
+
+    def ours(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor) -> Tensor:
+        return channel_gate(x, fc1_weight, fc2_weight, filters=filters)
+
+    def official(x: Tensor, fc1_weight: Tensor, fc2_weight: Tensor) -> Tensor:
+        pooled = (x * filters).sum((2, 3))
+        gates = F.linear(F.relu(F.linear(pooled, fc1_weight)), fc2_weight).sigmoid()
+        return x * gates[:, :, None, None].expand_as(x)
+
+    values = parameters((channels // 16 or 1, channels), (channels, channels // 16 or 1))
+    return Case(ours, official, [new_map(batch, channels, size, channels_last)], values)
+
+
+GATES: dict[str, Callable[[int, int, int, bool], Case]] = {
+    'channel_gate, SE': squeeze_excite,
+    'channel_gate, ECA': efficient_channels,
+    'channel_gate, FcaNet': frequencies,
+}
+LAYOUTS = {'NCHW': False, 'channels_last': True}
+
+
+def at_one_size(
+    make: Callable[[int, int, int, bool], Case], channels: int, size: int, last: bool
+) -> Callable[[int], Case]:
+    return lambda batch: make(batch, channels, size, last)
+
+
+CASES: dict[str, Callable[[int], Case]] = {
+    f'{name}, 256 x 56 x 56, {layout}': at_one_size(make, 256, 56, last)
+    for name, make in GATES.items()
+    for layout, last in LAYOUTS.items()
+}
+
+SMALL: dict[str, Callable[[], Case]] = {
+    f'{name}, {layout}': lambda make=make, last=last: make(2, 8, 9, last)  # type: ignore[misc]
+    for name, make in GATES.items()
+    for layout, last in LAYOUTS.items()
+}
