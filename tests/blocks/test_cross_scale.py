@@ -38,12 +38,6 @@ def test_any_size(size):
     assert CrossScaleEmbedding(3, 64)(torch.randn(1, *size, 3)).shape == (1, size[0] // 4, size[1] // 4, 64)
 
 
-@pytest.mark.parametrize('arguments', [dict(), dict(kernels=(2, 4), stride=2, norm_first=True)])
-def test_graphs(arguments, assert_same_in_a_graph):
-    module = CrossScaleEmbedding(8, 16, **arguments)
-    assert_same_in_a_graph(module, torch.randn(2, 16, 12, 8), torch.randn(1, 9, 7, 8))
-
-
 @pytest.mark.parametrize(
     'arguments, message',
     [

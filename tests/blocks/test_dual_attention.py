@@ -3,7 +3,6 @@
 import pytest
 import torch
 from official_block import assert_equals_the_official_block
-from onlookers import over_all_onlookers
 from timm.models.davit import ChannelBlock, SpatialBlock
 from torch import nn
 
@@ -47,19 +46,6 @@ def test_dropout_and_stochastic_depth_are_off_in_evaluation():
     torch.testing.assert_close(dropping.eval()(x), plain(x), rtol=0, atol=0)
     channel = ChannelGroupAttention(16, 2, proj_drop=1.0)
     assert not channel.train()(x).any()
-
-
-@over_all_onlookers
-def test_does_the_same_whoever_looks_on(looks_on):
-    torch.manual_seed(0)
-    looks_on(DualAttention(16, 2, window=(3, 4)).eval(), torch.randn(2, 8, 9, 16))
-
-
-def test_meta_device_and_dtype():
-    module = DualAttention(16, 2, window=3, device='meta', dtype=torch.bfloat16)
-    assert module(torch.empty(2, 7, 9, 16, device='meta', dtype=torch.bfloat16)).is_meta
-    module = DualAttention(16, 2, window=3, dtype=torch.bfloat16)
-    assert module(torch.randn(1, 7, 9, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

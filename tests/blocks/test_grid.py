@@ -60,17 +60,6 @@ def test_padding_has_no_influence(kind, size):
     torch.testing.assert_close(module(x), expected)
 
 
-@pytest.mark.parametrize('kind', [BlockAttention, GridAttention])
-def test_graphs(kind, assert_same_in_a_graph):
-    module = kind(16, num_heads=2, window=(3, 4))
-    assert_same_in_a_graph(module, torch.randn(2, 6, 8, 16), torch.randn(1, 7, 9, 16), torch.randn(1, 2, 5, 16))
-
-
-@pytest.mark.parametrize('kind', [BlockAttention, GridAttention])
-def test_meta_device(kind, assert_restored):
-    assert_restored(lambda **dd: kind(16, num_heads=2, window=(3, 4), **dd), 2, 7, 9, 16)
-
-
 @pytest.mark.parametrize(
     'arguments, message',
     [

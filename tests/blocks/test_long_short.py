@@ -65,12 +65,6 @@ def test_each_token_attends_to_the_real_tokens_of_its_group(size, interval):
     torch.testing.assert_close(module(x), expected)
 
 
-@pytest.mark.parametrize('interval', [1, 2])
-def test_graphs(interval, assert_same_in_a_graph):
-    module = LongShortAttention(32, num_heads=2, group=3, interval=interval)
-    assert_same_in_a_graph(module, torch.randn(2, 6, 12, 32), torch.randn(1, 7, 9, 32), torch.randn(1, 2, 5, 32))
-
-
 @pytest.mark.parametrize(
     'arguments, message',
     [

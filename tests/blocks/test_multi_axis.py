@@ -92,16 +92,6 @@ def test_convolution_by_parts_takes_less_memory():
     assert by_parts < 0.5 * whole
 
 
-@pytest.mark.parametrize('stride', [1, 2])
-def test_graphs(stride, assert_same_in_a_graph):
-    module = MultiAxisAttention(16, 16 * stride, stride, window=(3, 4), head_dim=8)
-    assert_same_in_a_graph(module, torch.randn(2, 12, 8, 16), torch.randn(1, 7, 9, 16))
-
-
-def test_meta_device(assert_restored):
-    assert_restored(lambda **dd: MultiAxisAttention(16, 32, 2, window=3, head_dim=8, **dd), 2, 7, 9, 16)
-
-
 def test_stochastic_depth_drops_whole_branches():
     torch.manual_seed(0)
     module = MultiAxisAttention(16, window=3, head_dim=8, drop_path=0.999).train()

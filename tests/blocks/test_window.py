@@ -124,30 +124,6 @@ def assert_same_results(ours, form, theirs, x):
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [
-        dict(shift=(1, 2)),
-        dict(shift=1, mask_padding=True),
-        dict(shift=1, pad_after_shift=True),
-        dict(position_bias=False, qkv_bias=False),
-    ],
-)
-def test_graphs(arguments, assert_same_in_a_graph):
-    module = WindowAttention(16, num_heads=2, window=(3, 4), **arguments)
-    assert_same_in_a_graph(module, torch.randn(2, 6, 8, 16), torch.randn(1, 7, 9, 16), torch.randn(1, 2, 5, 16))
-
-
-def test_meta_device(assert_restored):
-    assert_restored(lambda **dd: WindowAttention(16, num_heads=2, window=(3, 4), shift=1, **dd), 2, 7, 9, 16)
-
-
-def test_dtype_and_no_images():
-    module = WindowAttention(16, num_heads=2, window=4, shift=2, dtype=torch.bfloat16)
-    assert module(torch.randn(0, 7, 9, 16, dtype=torch.bfloat16)).shape == (0, 7, 9, 16)
-    assert module(torch.randn(1, 7, 9, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
     'arguments, message',
     [
         (dict(num_heads=3), 'num_heads: expected a divisor of 16 channels, got 3'),

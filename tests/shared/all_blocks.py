@@ -103,23 +103,41 @@ BLOCKS: dict[str, Block] = {
     'BiLevelRoutingAttention, soft': Block(
         partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, soft_routing=True), continuous=False
     ),
+    'BiLevelRoutingAttention, pooled': Block(
+        partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, top_k=2, kv_pool=2), continuous=False
+    ),
     'BlockAttention': Block(partial(BlockAttention, CHANNELS, HEADS, (3, 4))),
     'ChannelGroupAttention': Block(partial(ChannelGroupAttention, CHANNELS, HEADS)),
     'ConditionalPositionEncoding': Block(partial(ConditionalPositionEncoding, CHANNELS)),
     'ConvolutionalGLU': Block(partial(ConvolutionalGLU, CHANNELS)),
     'CrossScaleEmbedding': Block(partial(CrossScaleEmbedding, CHANNELS, 16), least=(4, 4)),
+    'CrossScaleEmbedding, between stages': Block(
+        partial(CrossScaleEmbedding, CHANNELS, 42, (2, 4), stride=2, norm_first=True), least=(2, 2)
+    ),
     'DualAttention': Block(partial(DualAttention, CHANNELS, HEADS, window=(3, 4))),
     'GlobalAttention': Block(partial(GlobalAttention, CHANNELS, HEADS)),
     'GridAttention': Block(partial(GridAttention, CHANNELS, HEADS, (3, 4))),
     'LengthScaledAttention': Block(partial(with_small_bias, LengthScaledAttention, CHANNELS, HEADS, bias_size=(4, 3))),
+    'LengthScaledAttention, biases as they are': Block(
+        partial(with_small_bias, LengthScaledAttention, CHANNELS, HEADS)
+    ),
     'LongShortAttention': Block(
         partial(LongShortAttention, 99, HEADS, group=3, interval=2),
         channels=99,  # the norms of its position bias see a sixteenth of them
     ),
+    'LongShortAttention, short': Block(partial(LongShortAttention, 99, HEADS, group=3), channels=99),
     'MBConv': Block(partial(MBConv, CHANNELS, 28, 2), channels_first=True),
+    'MBConv, without stride': Block(partial(MBConv, CHANNELS, CHANNELS), channels_first=True),
     'Mlp': Block(partial(Mlp, CHANNELS, 2 * CHANNELS), maps_only=False),
     'MultiAxisAttention': Block(partial(MultiAxisAttention, CHANNELS, 28, 2, window=3, head_dim=7)),
+    'MultiAxisAttention, without stride': Block(partial(MultiAxisAttention, CHANNELS, window=(3, 4), head_dim=7)),
     'WindowAttention': Block(partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=(1, 2))),
+    'WindowAttention, padded after the shift': Block(
+        partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=1, pad_after_shift=True)
+    ),
+    'WindowAttention, without biases': Block(
+        partial(WindowAttention, CHANNELS, HEADS, (3, 4), position_bias=False, qkv_bias=False)
+    ),
     'WindowAttention, masked, padded after the shift': Block(
         partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=1, mask_padding=True, pad_after_shift=True)
     ),

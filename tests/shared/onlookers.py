@@ -213,7 +213,7 @@ def fake_tensors(module, *inputs):
 
 @onlooker
 def autocast(module, *inputs):
-    """What ordinary PyTorch does with it, in training and in inference."""
+    """What ordinary PyTorch does, in training and in inference: no further from it than it is from the exact result."""
 
     def watched(*inputs):
         with SeesAll():
@@ -223,7 +223,9 @@ def autocast(module, *inputs):
         found, expected = gradients(module, module, inputs), gradients(watched, module, inputs)
         with torch.no_grad():
             assert_near(module(*inputs), expected[0], 0.02)
-    assert_all_near(found, expected, 0.05)
+    noise = 0.001 * max(x.abs().max().item() for x in expected)
+    for one, other, exact in zip(found, expected, gradients(module, module, inputs), strict=True):
+        assert_near(one, other, 0.05, max(noise, (other - exact).abs().max().item()))
 
 
 # Transforms
