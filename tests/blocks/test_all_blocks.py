@@ -29,6 +29,7 @@ def pairs(others: dict[str, Callable]) -> pytest.MarkDecorator:
         [
             pytest.param(block, other, id=f'{what}-{name}', marks=pytest.mark.slow if is_slow(name, what) else [])
             for (what, other), (name, block) in itertools.product(others.items(), BLOCKS.items())
+            if what not in block.not_by
         ],
     )
 

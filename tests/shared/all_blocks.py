@@ -46,6 +46,7 @@ class Block(NamedTuple):
         by_size: `make` takes the map's size (H, W) first, because the module is for maps of that size alone.
         maps_only: It refuses what is no map; else it takes any tensor of so many channels.
         continuous: Rounding changes its result by little; it does not choose.
+        not_by: Onlookers that cannot take it, whatever we do.
     """
 
     make: Callable[..., nn.Module]
@@ -56,6 +57,7 @@ class Block(NamedTuple):
     by_size: bool = False
     maps_only: bool = True
     continuous: bool = True
+    not_by: tuple[str, ...] = ()
 
     def new(self, size: tuple[int, int] | None = None, **settings) -> nn.Module:
         """The module in eval mode. No parameter is zero or one, so that each has a part in the result."""
@@ -104,7 +106,9 @@ BLOCKS: dict[str, Block] = {
         partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, soft_routing=True), continuous=False
     ),
     'BiLevelRoutingAttention, pooled': Block(
-        partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, top_k=2, kv_pool=2), continuous=False
+        partial(BiLevelRoutingAttention, CHANNELS, HEADS, regions=3, top_k=2, kv_pool=2),
+        continuous=False,
+        not_by=('onnx_by_tracing',),  # it knows no adaptive pooling of a map whose size it has lost
     ),
     'BlockAttention': Block(partial(BlockAttention, CHANNELS, HEADS, (3, 4))),
     'ChannelGroupAttention': Block(partial(ChannelGroupAttention, CHANNELS, HEADS)),
