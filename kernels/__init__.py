@@ -7,19 +7,27 @@ from ._dispatch import why
 from ._math import normalize
 from ._sdpa import full_attention
 from .aggregated_attention import aggregated_attention
+from .cbam_gate import cbam_gate
 from .channel_attention import channel_attention
+from .channel_gate import channel_gate
 from .conv_glu import conv_glu
 from .depthwise_conv import depthwise_conv
+from .neighborhood_attention import neighborhood_attention, neighborhood_av, neighborhood_qk
 from .patch_conv import patch_conv
 from .routed_attention import route_regions, routed_attention
 from .window_attention import window_attention
 
 __all__ = [
     'aggregated_attention',
+    'cbam_gate',
     'channel_attention',
+    'channel_gate',
     'conv_glu',
     'depthwise_conv',
     'full_attention',
+    'neighborhood_attention',
+    'neighborhood_av',
+    'neighborhood_qk',
     'normalize',
     'patch_conv',
     'route_regions',
