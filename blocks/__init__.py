@@ -15,6 +15,7 @@ from .length_scaled import LengthScaledAttention
 from .long_short import LongShortAttention
 from .mlp import Mlp
 from .multi_axis import MBConv, MultiAxisAttention
+from .neighborhood import NeighborhoodAttention
 from .window import WindowAttention, relative_position_index
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     'MBConv',
     'Mlp',
     'MultiAxisAttention',
+    'NeighborhoodAttention',
     'WindowAttention',
     'relative_position_index',
 ]

@@ -28,6 +28,7 @@ from attnzoo.blocks import (
     MBConv,
     Mlp,
     MultiAxisAttention,
+    NeighborhoodAttention,
     WindowAttention,
 )
 
@@ -135,6 +136,16 @@ BLOCKS: dict[str, Block] = {
     'Mlp': Block(partial(Mlp, CHANNELS, 2 * CHANNELS), maps_only=False),
     'MultiAxisAttention': Block(partial(MultiAxisAttention, CHANNELS, 28, 2, window=3, head_dim=7)),
     'MultiAxisAttention, without stride': Block(partial(MultiAxisAttention, CHANNELS, window=(3, 4), head_dim=7)),
+    'NeighborhoodAttention': Block(partial(NeighborhoodAttention, CHANNELS, HEADS, kernel=3)),
+    'NeighborhoodAttention, dilated, causal': Block(
+        partial(NeighborhoodAttention, CHANNELS, HEADS, kernel=(3, 5), dilation=(2, 1), is_causal=(False, True))
+    ),
+    'NeighborhoodAttention, on padded maps': Block(
+        partial(NeighborhoodAttention, CHANNELS, HEADS, kernel=5, dilation=(2, 1), position_bias=False)
+    ),
+    'NeighborhoodAttention, on masked maps': Block(
+        partial(NeighborhoodAttention, CHANNELS, HEADS, kernel=5, dilation=(2, 1), mask_padding=True, qkv_bias=False)
+    ),
     'WindowAttention': Block(partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=(1, 2))),
     'WindowAttention, padded after the shift': Block(
         partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=1, pad_after_shift=True)
