@@ -169,12 +169,15 @@ class Layout:
             torch.mul(source, gate, out=target)
             return out
         for part in self.parts:
-            torch.mul(source[part], gate[part], out=target[part])
-            if residual is not None:
-                target[part].add_(self.view(residual)[part])
-            if activation is not None:
-                target[part].relu_()
+            self.finish(torch.mul(source[part], gate[part], out=target[part]), part, residual, activation)
         return out
+
+    def finish(self, out: Tensor, part: slice, residual: Tensor | None, activation: str | None) -> None:
+        """What comes behind the gate, in place: for a part of the output as it lies."""
+        if residual is not None:
+            out.add_(self.view(residual)[part])
+        if activation is not None:
+            out.relu_()
 
     def means(self, x: Tensor) -> Tensor:
         """Means [b, C] over the positions of a part of a map as it lies."""
@@ -188,12 +191,54 @@ class Layout:
             return (rows.new_ones(len(x), 1, rows.shape[1]) @ rows).squeeze(1)  # several times faster than a sum
         return x.sum(self.positions)
 
-    def sum_of_products(self, x: Tensor, other: Tensor) -> Tensor:
-        """Sums [b, C] over the positions of a part of a map times another, or times one map [1, ...] for all images."""
+    def sum_of_products(self, x: Tensor, other: Tensor, spare: Tensor | None = None) -> Tensor:
+        """Sums [b, C] over the positions of a part of a map times another, or times one map [1, ...] for all images.
+
+        `spare` is room for a product, in place of the buffer.
+        """
         if self.channels_inside or x.dtype == torch.float16 or len(other) < len(x):
-            return self._sums(torch.mul(x, other, out=self.spare(x)))
+            return self._sums(torch.mul(x, other, out=self.spare(x) if spare is None else spare))
         lines = [y.flatten(2).flatten(0, 1).unsqueeze(1) for y in (x, other)]
         return torch.bmm(lines[0], lines[1].mT).view(x.shape[:2])  # without this transpose five times slower
+
+    def sums_of_channels(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Sums [b, H, W] over the channels of a part of a map, each weighed: [b, C, 1, 1] or [b, 1, 1, C]."""
+        if self.channels_inside:
+            return (x.flatten(1, 2) @ weights.flatten(1).unsqueeze(2)).view(x.shape[:3])
+        return (weights.flatten(1).unsqueeze(1) @ x.flatten(2)).view(len(x), *x.shape[2:])
+
+    def means_of_channels(self, x: Tensor) -> Tensor:
+        """Means [b, H, W] over the channels of a part of a map."""
+        if x.dtype == torch.float16:
+            return x.mean(self.channel)
+        return self.sums_of_channels(x, self._ones(x)).div_(x.shape[self.channel])
+
+    def _ones(self, x: Tensor) -> Tensor:
+        return x.new_ones(len(x), x.shape[self.channel])
+
+    def add_maximum_gradient(
+        self, d_x: Tensor, x: Tensor, maximum: Tensor, d_maximum: Tensor, axes: tuple[int, ...]
+    ) -> None:
+        """Adds the gradient of a maximum over axes to that of a part of a map."""
+        are_maxima, share = self.maxima(x, maximum, d_maximum, axes, self.spare(x))
+        add_product(d_x, are_maxima, share, d_x)
+
+    def maxima(
+        self, x: Tensor, maximum: Tensor, d_maximum: Tensor, axes: tuple[int, ...], out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Ones where a part of a map has its maximum over axes, in `out`, which may be x; and the gradient of each.
+
+        Equal maxima share it, as in `amax`. Maximum and gradient have the axes of x, of length one where the maximum
+        was taken.
+        """
+        torch.eq(x, maximum, out=out)
+        if axes == (self.channel,):
+            count = self.sums_of_channels(out, self._ones(out)).unsqueeze(self.channel)
+        elif axes == self.positions:
+            count = self.along(self._sums(out), self.channel)
+        else:
+            count = out.sum(axes, keepdim=True)
+        return out, (d_maximum / count).to(x.dtype)
 
     def scale_and_shift(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
         """x * scale + shift for a part of a map, where each image has both by channel, [b, C]."""
@@ -208,6 +253,13 @@ class Layout:
             rows, scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, out=(target, *empty)
         )
         return out
+
+
+def add_product(x: Tensor, factor: Tensor, small: Tensor, out: Tensor) -> Tensor:
+    """x + factor * small, in `out`, which may be x or factor; the factor is changed. Small tensors are broadcast."""
+    if small.stride(-1) != 0 and small.shape[-1] == factor.shape[-1]:
+        return torch.addcmul(x, factor, small, out=out)
+    return torch.add(x, factor.mul_(small), out=out)  # where a line has one factor, addcmul is many times slower
 
 
 class Incoming:
@@ -239,15 +291,3 @@ class Incoming:
         if self._target is None:
             return backward(grad, self._out[part], 0)
         return backward.grad_input(grad, self._out[part], 0, grad_input=self._target[part])
-
-
-def add_maximum_gradient(
-    d_x: Tensor, x: Tensor, maximum: Tensor, d_maximum: Tensor, axes: tuple[int, ...], scratch: Tensor
-) -> None:
-    """Adds the gradient of a maximum over axes to that of x; equal maxima share it, as in `amax`.
-
-    Maximum and gradient have the axes of x, of length one where the maximum was taken.
-    """
-    torch.eq(x, maximum, out=scratch)
-    share = d_maximum / scratch.sum(axes, keepdim=True)
-    d_x.add_(scratch.mul_(share.to(x.dtype)))

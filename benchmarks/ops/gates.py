@@ -1,6 +1,7 @@
 """Gates of CNNs against timm's modules, or the published formulation: SE, ECA, FcaNet, CBAM, triplet attention, ELA."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from timm.layers import EcaModule, SEModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnzoo.kernels import channel_gate
+from attnzoo.kernels import cbam_gate, channel_gate
 
 from .case import Case, parameters
 
@@ -63,10 +64,59 @@ def frequencies(batch: int, channels: int, size: int, channels_last: bool) -> Ca
     return Case(ours, official, [new_map(batch, channels, size, channels_last)], values)
 
 
+def positions(x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, training: bool) -> Tensor:
+    """The published gate of positions: maximum and mean over channels, 7x7 convolution, batch norm."""
+    pooled = torch.cat((x.max(1)[0].unsqueeze(1), x.mean(1).unsqueeze(1)), 1)
+    scores = F.conv2d(pooled, weight, padding=weight.shape[2] // 2)
+    return x * F.batch_norm(scores, *new_statistics(x), norm_weight, norm_bias, training, 0.01).sigmoid()
+
+
+def new_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_zeros(1, dtype=torch.float32), x.new_ones(1, dtype=torch.float32)
+
+
+def cbam(batch: int, channels: int, size: int, channels_last: bool, training: bool = False) -> Case:
+    def ours(
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc2_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_bias: Tensor,
+        conv_weight: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+    ) -> Tensor:
+        mlp = fc1_weight, fc2_weight, fc1_bias, fc2_bias
+        return cbam_gate(x, *mlp, conv_weight, norm_weight, norm_bias, *new_statistics(x), training)
+
+    def official(
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc2_weight: Tensor,
+        fc1_bias: Tensor,
+        fc2_bias: Tensor,
+        conv_weight: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+    ) -> Tensor:
+        def mlp(pooled: Tensor) -> Tensor:
+            return F.linear(F.relu(F.linear(pooled.flatten(1), fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+
+        scores = mlp(F.avg_pool2d(x, x.shape[2:])) + mlp(F.max_pool2d(x, x.shape[2:]))
+        x = x * scores.sigmoid()[:, :, None, None].expand_as(x)
+        return positions(x, conv_weight, norm_weight, norm_bias, training)
+
+    hidden = channels // 16 or 1
+    values = parameters((hidden, channels), (channels, hidden), (hidden,), (channels,), (1, 2, 7, 7), (1,), (1,))
+    return Case(ours, official, [new_map(batch, channels, size, channels_last)], values)
+
+
 GATES: dict[str, Callable[[int, int, int, bool], Case]] = {
     'channel_gate, SE': squeeze_excite,
     'channel_gate, ECA': efficient_channels,
     'channel_gate, FcaNet': frequencies,
+    'cbam_gate': cbam,
+    'cbam_gate, statistics of the batch': partial(cbam, training=True),
 }
 LAYOUTS = {'NCHW': False, 'channels_last': True}
 

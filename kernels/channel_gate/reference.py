@@ -15,7 +15,6 @@ from attnzoo.kernels._gates import (
     Layout,
     Small,
     activate,
-    add_maximum_gradient,
     behind,
     finish,
     gate_map,
@@ -175,8 +174,7 @@ def _map_gradient(
         if fixed is not None:
             target[part].add_(torch.mul(fixed, along[0][part], out=layout.spare(target[part])))
         if len(pooled) == 2:
-            spare = layout.spare(target[part])
-            add_maximum_gradient(target[part], view[part], along[2][part], along[0][part], layout.positions, spare)
+            layout.add_maximum_gradient(target[part], view[part], along[2][part], along[0][part], layout.positions)
     return d_x
 
 

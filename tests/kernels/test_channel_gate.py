@@ -6,25 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from gate_definitions import ACTIVATE, behind
 from onlookers import ONLOOKERS, SeesAll, assert_near, over_all_onlookers
 from torch import Tensor, nn
 
 from attnzoo.kernels import _gates, channel_gate
 from attnzoo.kernels._gates import ACTIVATIONS
 from attnzoo.kernels._testing import assert_as_exact_as, results
-
-ACTIVATE = {
-    'relu': lambda x: x.clamp(min=0),
-    'relu6': lambda x: x.clamp(0, 6),
-    'silu': lambda x: x / (1 + (-x).exp()),
-    'gelu': lambda x: x * 0.5 * (1 + (x / math.sqrt(2)).erf()),
-    'gelu_tanh': lambda x: 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh()),
-    'hard_swish': lambda x: x * (x + 3).clamp(0, 6) / 6,
-    'tanh': lambda x: 2 / (1 + (-2 * x).exp()) - 1,
-    'sigmoid': lambda x: 1 / (1 + (-x).exp()),
-    'hard_sigmoid': lambda x: (x + 3).clamp(0, 6) / 6,
-    None: lambda x: x,
-}
 
 
 def by_definition(
@@ -61,8 +49,7 @@ def by_definition(
                 [sum(conv_weight[0, 0, i] * padded[c + i] for i in range(size)) for c in range(len(pooled))]
             )
         images.append(image * ACTIVATE[gate](scores)[:, None, None])
-    out = torch.stack(images)
-    return ACTIVATE[activation](out if residual is None else out + residual)
+    return behind(torch.stack(images), residual, activation)
 
 
 def averaged(channel: Tensor, size: tuple[int, int]) -> Tensor:
