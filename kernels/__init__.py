@@ -11,10 +11,13 @@ from .cbam_gate import cbam_gate
 from .channel_attention import channel_attention
 from .channel_gate import channel_gate
 from .conv_glu import conv_glu
+from .deformable_attention import deformable_attention
 from .depthwise_conv import depthwise_conv
+from .halo_attention import halo_attention
 from .neighborhood_attention import neighborhood_attention, neighborhood_av, neighborhood_qk
 from .patch_conv import patch_conv
 from .routed_attention import route_regions, routed_attention
+from .triplet_gate import triplet_gate
 from .window_attention import window_attention
 
 __all__ = [
@@ -23,8 +26,10 @@ __all__ = [
     'channel_attention',
     'channel_gate',
     'conv_glu',
+    'deformable_attention',
     'depthwise_conv',
     'full_attention',
+    'halo_attention',
     'neighborhood_attention',
     'neighborhood_av',
     'neighborhood_qk',
@@ -32,6 +37,7 @@ __all__ = [
     'patch_conv',
     'route_regions',
     'routed_attention',
+    'triplet_gate',
     'why',
     'window_attention',
 ]
