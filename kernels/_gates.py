@@ -136,21 +136,23 @@ class Layout:
         self.positions = (self.row, self.column)
         images = max(1, PART_BYTES // (x[0].numel() * x.element_size()))
         self.parts = [slice(i, min(i + images, x.shape[0])) for i in range(0, x.shape[0], images)]
-        self._spare: Tensor | None = None
+        self._buffers: dict[str, Tensor] = {}
 
     def view(self, x: Tensor) -> Tensor:
         """A map [B, C, H, W] as it lies."""
         return x.permute(0, 2, 3, 1) if self.channels_inside else x
 
-    def spare(self, x: Tensor) -> Tensor:
-        """A buffer like a part of a map. It is the same one each time, because new memory is slow."""
-        if self._spare is None or len(self._spare) < len(x):
-            self._spare = torch.empty_like(x, memory_format=torch.contiguous_format)
-        return self._spare[: len(x)]
+    def spare(self, x: Tensor, purpose: str = '', dtype: torch.dtype | None = None) -> Tensor:
+        """A buffer like a part of a map. For each purpose it is the same one every time, because new memory is slow."""
+        buffer = self._buffers.get(purpose)
+        if buffer is None or len(buffer) < len(x):
+            buffer = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+            self._buffers[purpose] = buffer
+        return buffer[: len(x)]
 
     def forget(self) -> None:
-        """Lets the buffer go."""
-        self._spare = None
+        """Lets the buffers go."""
+        self._buffers.clear()
 
     def along(self, x: Tensor, *axes: int) -> Tensor:
         """A small tensor [B, ...] with the axes of a map that are named in turn, to multiply with a map."""
@@ -207,21 +209,60 @@ class Layout:
             return (x.flatten(1, 2) @ weights.flatten(1).unsqueeze(2)).view(x.shape[:3])
         return (weights.flatten(1).unsqueeze(1) @ x.flatten(2)).view(len(x), *x.shape[2:])
 
-    def means_of_channels(self, x: Tensor) -> Tensor:
-        """Means [b, H, W] over the channels of a part of a map."""
-        if x.dtype == torch.float16:
-            return x.mean(self.channel)
-        return self.sums_of_channels(x, self._ones(x)).div_(x.shape[self.channel])
-
     def _ones(self, x: Tensor) -> Tensor:
         return x.new_ones(len(x), x.shape[self.channel])
+
+    def sum(self, x: Tensor, axis: int) -> Tensor:
+        """The sum along an axis of a part of a map, by what is fastest: in bfloat16 often a product with ones."""
+        if axis == self.channel and x.dtype != torch.float16:
+            return self.sums_of_channels(x, self._ones(x))
+        if axis == self.column and x.dtype == torch.bfloat16:
+            ones = x.new_ones(x.shape[axis])
+            if not self.channels_inside:
+                return x @ ones
+            lines = x.flatten(0, 1)
+            return torch.bmm(ones.expand(len(lines), 1, -1), lines).view(len(x), x.shape[self.row], -1)
+        return x.sum(axis)
+
+    def mean(self, x: Tensor, axis: int) -> Tensor:
+        """The mean along an axis of a part of a map."""
+        if x.dtype == torch.float16:  # a sum may be beyond its range
+            return x.mean(axis)
+        return self.sum(x, axis).div_(x.shape[axis])
+
+    def maximum(self, x: Tensor, axis: int) -> Tensor:
+        """The maximum along an axis of a part of a map."""
+        # PyTorch's own is several times slower along a middle axis than its pooling, which takes the last one for
+        # channels, and along a last axis with few values than the larger of two halves, again and again.
+        if axis == 2 and x.shape[3] >= 16:
+            return F.max_pool2d(x.permute(0, 3, 1, 2), (1, x.shape[2])).squeeze(3).transpose(1, 2)
+        while axis == 3 and not self.channels_inside and x.shape[3] > 8:
+            half = x.shape[3] // 2
+            first, second, last = x.split([half, half, x.shape[3] % 2], 3)
+            x = torch.maximum(first, second)
+            if last.shape[3]:
+                x[..., :1] = torch.maximum(x[..., :1], last)
+        return x.amax(axis)
+
+    def pooled(self, x: Tensor, axes: tuple[int, int]) -> Tensor:
+        """What is left of a map [b, ...] where two axes are left, with these in turn."""
+        return x if axes[0] < axes[1] else x.transpose(1, 2)
+
+    def sum_of_small(self, small: list[Tensor], out: Tensor) -> Tensor:
+        """The sum of two or three tensors that lie along two axes each, of the size of a part of a map."""
+        total = out if out.element_size() >= 4 else self.spare(out, 'exact', torch.float32)
+        first, second, *third = (x.to(total.dtype) for x in small)
+        torch.add(first, second, out=total)
+        if third:
+            total.add_(third[0])
+        return out if total is out else out.copy_(total)
 
     def add_maximum_gradient(
         self, d_x: Tensor, x: Tensor, maximum: Tensor, d_maximum: Tensor, axes: tuple[int, ...]
     ) -> None:
         """Adds the gradient of a maximum over axes to that of a part of a map."""
         are_maxima, share = self.maxima(x, maximum, d_maximum, axes, self.spare(x))
-        add_product(d_x, are_maxima, share, d_x)
+        d_x.addcmul_(are_maxima, self._spread(share, x))
 
     def maxima(
         self, x: Tensor, maximum: Tensor, d_maximum: Tensor, axes: tuple[int, ...], out: Tensor
@@ -231,14 +272,18 @@ class Layout:
         Equal maxima share it, as in `amax`. Maximum and gradient have the axes of x, of length one where the maximum
         was taken.
         """
-        torch.eq(x, maximum, out=out)
-        if axes == (self.channel,):
-            count = self.sums_of_channels(out, self._ones(out)).unsqueeze(self.channel)
-        elif axes == self.positions:
+        torch.eq(x, self._spread(maximum, x), out=out)
+        if axes == self.positions:
             count = self.along(self._sums(out), self.channel)
         else:
-            count = out.sum(axes, keepdim=True)
+            count = self.sum(out, axes[0]).unsqueeze(axes[0])
         return out, (d_maximum / count).to(x.dtype)
+
+    def _spread(self, small: Tensor, x: Tensor) -> Tensor:
+        """A small tensor, or the whole map of it, where PyTorch is many times slower with lines of broadcast values."""
+        _, channels, rows, columns = small.shape
+        lines = not self.channels_inside and channels > 1 and (rows > 1) != (columns > 1)
+        return self.spare(x, 'spread').copy_(small) if lines and x.element_size() < 4 else small
 
     def scale_and_shift(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
         """x * scale + shift for a part of a map, where each image has both by channel, [b, C]."""
@@ -253,13 +298,6 @@ class Layout:
             rows, scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, out=(target, *empty)
         )
         return out
-
-
-def add_product(x: Tensor, factor: Tensor, small: Tensor, out: Tensor) -> Tensor:
-    """x + factor * small, in `out`, which may be x or factor; the factor is changed. Small tensors are broadcast."""
-    if small.stride(-1) != 0 and small.shape[-1] == factor.shape[-1]:
-        return torch.addcmul(x, factor, small, out=out)
-    return torch.add(x, factor.mul_(small), out=out)  # where a line has one factor, addcmul is many times slower
 
 
 class Incoming:

@@ -3,6 +3,7 @@
 Legend: B images, h x w positions (of a map's three axes, the two that were not pooled), kernel of kh x kw.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -37,31 +38,19 @@ class Statistics(NamedTuple):
         return self._replace(mean=None, var=None) if self.training else self
 
 
-def check_spatial_gate(
-    suffix: str,
-    x: Tensor,
-    conv_weight: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-) -> None:
-    """Raises a ValueError unless they fit; a suffix of their names says which of several gates it is."""
-    name = f'conv_weight{suffix}'
-    if conv_weight.ndim != 4 or tuple(conv_weight.shape[:2]) != (1, 2):
-        raise ValueError(f'{name}: expected [1, 2, height, width], got shape {tuple(conv_weight.shape)}')
+def check_spatial_gate(x: Tensor, gate: Mapping[str, Tensor | None]) -> None:
+    """Raises a ValueError unless they fit: by name, weight of the convolution, then weight, bias, mean and variance."""
+    (name, conv_weight), *norm = gate.items()
+    if conv_weight is None or conv_weight.ndim != 4 or tuple(conv_weight.shape[:2]) != (1, 2):
+        got = None if conv_weight is None else tuple(conv_weight.shape)
+        raise ValueError(f'{name}: expected [1, 2, height, width], got shape {got}')
     check_odd(name, conv_weight.shape[2:])
-    vectors = {
-        f'norm_weight{suffix}': norm_weight,
-        f'norm_bias{suffix}': norm_bias,
-        f'running_mean{suffix}': running_mean,
-        f'running_var{suffix}': running_var,
-    }
-    for one, value in vectors.items():
+    for one, value in norm:
         check_shape(one, value, [1], '1')
+    (mean, running_mean), (var, running_var) = norm[2:]
     if (running_mean is None) != (running_var is None):
-        raise ValueError(f'running_var{suffix}: expected it and running_mean{suffix}, or neither, got one')
-    check_devices('x', x, {name: conv_weight, **vectors})
+        raise ValueError(f'{var}: expected it and {mean}, or neither, got one')
+    check_devices('x', x, gate)
 
 
 def spatial_gate(
@@ -108,7 +97,7 @@ def _backward(
 
 
 def _weight_gradient(grad: Tensor, pooled: Tensor, weight: Tensor) -> Tensor:
-    """One product of all rows of the gradient with all bands of kh rows of the padded maps, and sums along diagonals."""
+    """One product of all rows of the gradient with all bands of kh padded rows, and sums along its diagonals."""
     kernel_h, kernel_w = weight.shape[2:]
     if pooled.shape[3] > pooled.shape[2]:  # the product grows with the square of the width
         turned = (x.transpose(2, 3) for x in (grad, pooled, weight))

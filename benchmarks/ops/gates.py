@@ -9,7 +9,7 @@ from timm.layers import EcaModule, SEModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnzoo.kernels import cbam_gate, channel_gate
+from attnzoo.kernels import cbam_gate, channel_gate, triplet_gate
 
 from .case import Case, parameters
 
@@ -111,12 +111,31 @@ def cbam(batch: int, channels: int, size: int, channels_last: bool, training: bo
     return Case(ours, official, [new_map(batch, channels, size, channels_last)], values)
 
 
+def triplet(batch: int, channels: int, size: int, channels_last: bool, training: bool = False) -> Case:
+    def ours(x: Tensor, *weights: Tensor) -> Tensor:
+        means, variances = zip(*(new_statistics(x) for _ in range(3)), strict=True)
+        lists = [list(weights[i::3]) for i in range(3)]
+        return triplet_gate(x, *lists, list(means), list(variances), training)
+
+    def official(x: Tensor, *weights: Tensor) -> Tensor:
+        out = positions(x, *weights[6:], training)
+        for i, order in enumerate(((0, 2, 1, 3), (0, 3, 2, 1))):
+            turned = positions(x.permute(order).contiguous(), *weights[3 * i : 3 * i + 3], training)
+            out = out + turned.permute(order).contiguous()
+        return out * (1 / 3)
+
+    values = parameters(*[(1, 2, 7, 7), (1,), (1,)] * 3)
+    return Case(ours, official, [new_map(batch, channels, size, channels_last)], values)
+
+
 GATES: dict[str, Callable[[int, int, int, bool], Case]] = {
     'channel_gate, SE': squeeze_excite,
     'channel_gate, ECA': efficient_channels,
     'channel_gate, FcaNet': frequencies,
     'cbam_gate': cbam,
     'cbam_gate, statistics of the batch': partial(cbam, training=True),
+    'triplet_gate': triplet,
+    'triplet_gate, statistics of the batch': partial(triplet, training=True),
 }
 LAYOUTS = {'NCHW': False, 'channels_last': True}
 

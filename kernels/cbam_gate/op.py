@@ -70,7 +70,16 @@ def cbam_gate(
     if not torch.jit.is_scripting():
         _check(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pools)
         if conv_weight is not None:
-            check_spatial_gate('', x, conv_weight, norm_weight, norm_bias, running_mean, running_var)
+            check_spatial_gate(
+                x,
+                {
+                    'conv_weight': conv_weight,
+                    'norm_weight': norm_weight,
+                    'norm_bias': norm_bias,
+                    'running_mean': running_mean,
+                    'running_var': running_var,
+                },
+            )
         check_gated(x, residual, activation)
     return cbam_gate_reference(
         x, residual, activation, ['avg', 'max'] if pools is None else pools, fc1_weight, fc2_weight, fc1_bias, fc2_bias,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from attnzoo.kernels._cpu import by_hand, runs_by_hand
 from attnzoo.kernels._dispatch import cast_for_autocast
-from attnzoo.kernels._gates import Incoming, Layout, Small, add_product, behind, finish, gate_map
+from attnzoo.kernels._gates import Incoming, Layout, Small, behind, finish, gate_map
 from attnzoo.kernels._spatial_gate import Statistics, spatial_gate
 
 
@@ -154,7 +154,7 @@ def _forward(
         for part in layout.parts:
             torch.mul(view[part], factor[part], out=target[part])
             maximum_and_mean[part, 0] = target[part].amax(layout.channel)
-            maximum_and_mean[part, 1] = layout.means_of_channels(target[part])
+            maximum_and_mean[part, 1] = layout.mean(target[part], layout.channel)
         kept.append(maximum_and_mean)
         gate = spatial_gate(maximum_and_mean, conv_weight, norm_weight, norm_bias, *statistics).to(x.dtype)
         factor = layout.along(gate.squeeze(1), layout.row, layout.column)
@@ -239,5 +239,8 @@ class _ThroughPositions:
         spare = self.layout.spare(self.view[part])
         y = torch.mul(self.view[part], self.factor[part], out=spare)
         are_maxima, share = self.layout.maxima(y, maximum, d_maximum, (self.layout.channel,), out=spare)
-        add_product(d_mean, are_maxima, share, out=spare)
+        if self.layout.channels_inside:  # addcmul is many times slower with two factors for all channels
+            spare.mul_(share).add_(d_mean)
+        else:
+            torch.addcmul(d_mean, are_maxima, share, out=spare)
         return spare.addcmul_(self.incoming(part), gate)

@@ -1,4 +1,4 @@
-"""What definitions of gates in tests are written with: everything but products, sums and elementary functions by hand."""
+"""What tests write the definitions of gates with: sums and products, nothing that PyTorch has ready."""
 
 import math
 from collections.abc import Callable
