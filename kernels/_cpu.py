@@ -4,7 +4,7 @@ A reference is first of all its definition in PyTorch's own operations. Where no
 the same arithmetic by parts that fit into the caches, with a backward pass written out by hand.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -74,6 +74,20 @@ class _ByHand(torch.autograd.Function):
             else:
                 grads = backward(grad, needs, saved, *arguments)
         return None, None, None, *grads
+
+
+def slices(count: int, bytes_of_one: int, at_most: int) -> list[slice]:
+    """Of `count` images, as many at a time as are within `at_most` bytes, but at least one."""
+    together = max(1, at_most // max(1, bytes_of_one))
+    return [slice(start, min(start + together, count)) for start in range(0, count, together)]
+
+
+def zeros_for_sums(tensors: Iterable[Tensor | None], needs: Iterable[bool]) -> list[Tensor | None]:
+    """Where gradients that are needed are added up over parts: in float32 at least, so that they are rounded once."""
+    return [
+        torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) if x is not None and need else None
+        for x, need in zip(tensors, needs, strict=True)
+    ]
 
 
 def sum_of_rows(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, runs_by_hand, sum_of_rows
+from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, runs_by_hand, slices, sum_of_rows, zeros_for_sums
 from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels.depthwise_conv.reference import convolve, depthwise_conv_reference
 from attnzoo.kernels.depthwise_conv.reference import gradients as conv_gradients
@@ -50,7 +50,7 @@ def _plain(
     value_bias = None if fc1_bias is None else fc1_bias[hidden:]
     gate = F.linear(x, fc1_weight[:hidden], gate_bias)
     value = F.linear(x, fc1_weight[hidden:], value_bias)
-    out = F.gelu(depthwise_conv_reference(gate, conv_weight, conv_bias, False)) * value
+    out = F.gelu(depthwise_conv_reference(gate, conv_weight, conv_bias)) * value
     if dropout > 0.0:
         out = F.dropout(out, dropout)
     return F.linear(out, fc2_weight, fc2_bias)
@@ -62,8 +62,7 @@ def _image_bytes(x: Tensor, conv_weight: Tensor) -> int:
 
 
 def _parts(x: Tensor, conv_weight: Tensor) -> list[slice]:
-    images = max(1, PART_BYTES // _image_bytes(x, conv_weight))
-    return [slice(start, start + images) for start in range(0, x.shape[0], images)]
+    return slices(x.shape[0], _image_bytes(x, conv_weight), PART_BYTES)
 
 
 def _halves(fc1_weight: Tensor, fc1_bias: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
@@ -105,11 +104,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     halves = _halves(fc1_weight, fc1_bias)
     arguments = (x, fc1_weight, conv_weight, fc2_weight, fc1_bias, conv_bias, fc2_bias)
-    exact = torch.promote_types(x.dtype, torch.float32)  # sums over parts round once
-    grads = [None] + [
-        torch.zeros_like(one, dtype=exact) if one is not None and need else None
-        for one, need in zip(arguments[1:], needs[1:], strict=True)
-    ]
+    grads = [None, *zeros_for_sums(arguments[1:], needs[1:])]
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs[0] else None
     for part in _parts(x, conv_weight):
         rows, d_out = x[part].flatten(0, 2), grad[part].flatten(0, 2)

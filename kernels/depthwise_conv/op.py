@@ -10,11 +10,13 @@ from .reference import depthwise_conv_reference
 
 
 @fx_leaf
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False) -> Tensor:
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False, dilation: int = 1
+) -> Tensor:
     """Convolve each channel of a channels-last map with a kernel of its own, of odd size, with stride 1.
 
     The map is padded with zeros, so that it keeps its size. Position encodings (CPVT, 2102.10882; DaViT), local
-    enhancement (LePE, 2107.00652; BiFormer) and convolutional MLPs use it.
+    enhancement (LePE, 2107.00652; BiFormer), convolutional MLPs and, with dilation, VAN (2202.09741) use it.
 
     Legend: B images, H x W map, C channels, kernel of kh x kw.
 
@@ -23,19 +25,20 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residu
         weight: [C, 1, kh, kw], as `nn.Conv2d` with `groups=C` has it; kh and kw are odd.
         bias: [C].
         residual: Add x to the result.
+        dilation: Distance on the map of what is adjacent in the kernel.
 
     Returns:
         [B, H, W, C]. All inputs get gradients.
 
     Raises:
-        ValueError: An argument has the wrong shape, dtype or device; the message names it.
+        ValueError: An argument has the wrong shape, dtype, device or value; the message names it.
     """
     if not torch.jit.is_scripting():
-        _check(x, weight, bias)
-    return depthwise_conv_reference(x, weight, bias, residual)
+        _check(x, weight, bias, dilation)
+    return depthwise_conv_reference(x, weight, bias, residual, dilation)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
     check_map('x', x)
     channels = x.shape[3]
     if weight.ndim != 4 or tuple(weight.shape[:2]) != (channels, 1):
@@ -46,3 +49,5 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_odd('weight', weight.shape[2:])
     check_shape('bias', bias, [channels], 'channels')
     check_devices('x', x, {'weight': weight, 'bias': bias})
+    if dilation < 1:
+        raise ValueError(f'dilation: expected at least 1, got {dilation}')

@@ -1,47 +1,58 @@
 """Depthwise convolution in plain PyTorch: the definition of the op, and what runs where a kernel does not."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import by_hand, runs_by_hand, sum_of_rows
+from attnzoo.kernels._cpu import by_hand, runs_by_hand, slices, sum_of_rows
 from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels._math import as_dense
 
+PART_BYTES = 5 << 19  # of the images that a pass by hand has in hand at a time
 
-def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+
+def depthwise_conv_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False, dilation: int = 1
+) -> Tensor:
     """The op on arguments that `depthwise_conv` has checked."""
     if torch.jit.is_scripting():
-        return _plain(x, weight, bias, residual)
+        return _plain(x, weight, bias, residual, dilation)
     else:
-        return _unscripted(x, weight, bias, residual)
+        return _unscripted(x, weight, bias, residual, dilation)
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
-    out = convolve(x, weight, bias)
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, dilation: int) -> Tensor:
+    out = convolve(x, weight, bias, dilation)
     return x + out if residual else out
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """PyTorch's convolution on a channels-last map. Its views make no copies, and its output has the same layout."""
-    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    out = F.conv2d(x.permute(0, 3, 1, 2), as_dense(weight), bias, padding=padding, groups=weight.shape[0])
+    padding = [dilation * (weight.shape[2] // 2), dilation * (weight.shape[3] // 2)]
+    out = F.conv2d(
+        x.permute(0, 3, 1, 2),
+        as_dense(weight),
+        bias,
+        padding=padding,
+        dilation=[dilation, dilation],
+        groups=weight.shape[0],
+    )
     return out.permute(0, 2, 3, 1)
 
 
-def _unscripted(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+def _unscripted(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, dilation: int) -> Tensor:
     if not runs_by_hand(x, weight, bias):
-        return _plain(x, weight, bias, residual)
+        return _plain(x, weight, bias, residual, dilation)
+    if weight.shape[2] == 1 and weight.shape[3] == 1:
+        dilation = 1
     given = x
     x, weight, bias = cast_for_autocast(x, weight, bias)
     if residual and x is given and x.element_size() >= 4:
         # One more in the middle of the kernel adds x on the way. Half precision would round the kernel by that.
         weight = weight + _identity(weight)
         residual = False
-    if weight.requires_grad and torch.is_grad_enabled() and _is_large(weight):
-        out = by_hand(_forward, _backward, convolve, x, weight, bias)
+    if dilation > 1 or (weight.requires_grad and torch.is_grad_enabled() and _goes_by_pieces(weight)):
+        out = by_hand(_forward, _backward, convolve, x, weight, bias, dilation)
     else:
         out = convolve(x, weight, bias)
     return given + out if residual else out
@@ -55,49 +66,108 @@ def _identity(weight: Tensor) -> Tensor:
     return kernel.view(height, width)
 
 
-def _is_large(weight: Tensor) -> bool:
-    """Whether PyTorch's gradient of these weights is slow: it has a fast form for 3 x 3, not for what is larger."""
-    return weight.shape[2] >= 3 and weight.shape[3] >= 3 and weight.shape[2] * weight.shape[3] > 9
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[()]]:
-    return convolve(x, weight, bias), ()
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> tuple[Tensor, tuple[()]]:
+    return convolve_by_grids(x, weight, bias, dilation), ()
 
 
 def _backward(
-    grad: Tensor, needs: list[bool], kept: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+    grad: Tensor, needs: list[bool], kept: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
 ) -> tuple[Tensor | None, ...]:
-    return gradients(grad, x, weight, needs)
+    return *gradients(grad, x, weight, needs, dilation), None
 
 
-def gradients(grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Any, Any, Any]:
+def convolve_by_grids(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    """The same, where nothing looks on: PyTorch's dilated convolution takes several times as long as a dense one.
+
+    With dilation d, only positions whose distance is a multiple of d meet: d x d grids, each a map for a dense kernel.
+    """
+    if dilation == 1:
+        return convolve(x, weight, bias)
+    out = x.new_empty(x.shape)
+    for part in _parts(x):
+        _to_map(out[part], convolve(_to_grids(x[part], dilation), weight, bias), dilation)
+    return out
+
+
+def _parts(x: Tensor) -> list[slice]:
+    return slices(x.shape[0], x[0].numel() * x.element_size(), PART_BYTES) if x.shape[0] else []
+
+
+def _to_grids(x: Tensor, step: int) -> Tensor:
+    """[B, H, W, C] -> [step * step * B, h, w, C]: positions that are `step` apart, and zeros beyond the map."""
+    bottom, right = -x.shape[1] % step, -x.shape[2] % step
+    if bottom or right:
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    return x.unflatten(1, (-1, step)).unflatten(3, (-1, step)).permute(2, 4, 0, 1, 3, 5).flatten(0, 2).contiguous()
+
+
+def _to_map(out: Tensor, grids: Tensor, step: int) -> None:
+    """The way back, into a map of any size."""
+    by_step = grids.unflatten(0, (step, step, -1)).permute(2, 3, 0, 4, 1, 5)
+    out.copy_(by_step.flatten(3, 4).flatten(1, 2)[:, : out.shape[1], : out.shape[2]])
+
+
+def gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool], dilation: int = 1
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of a convolved map, of the weights and of the bias; None where they are not needed."""
     return (
-        convolve(grad, weight.flip(2, 3), None) if needs[0] else None,
-        _weight_gradient(grad, x, weight) if needs[1] else None,
+        convolve_by_grids(grad, weight.flip(2, 3), None, dilation) if needs[0] else None,
+        _weight_gradient(grad, x, weight, dilation) if needs[1] else None,
         sum_of_rows(grad.flatten(0, 2)) if needs[2] else None,
     )
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the weights [C, 1, kh, kw] from pieces of 3 x 3, each that of a convolution of a shifted map."""
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    of_dense = _by_pieces if _goes_by_pieces(weight) else _by_torch
+    if dilation == 1 and of_dense is _by_torch:
+        return as_dense(_by_torch(grad, x, weight))
+    total = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    for part in _parts(x):
+        maps = [grad[part], x[part]]
+        if dilation > 1:
+            maps = [_to_grids(one, dilation) for one in maps]
+        total += of_dense(*maps, weight)
+    return total.to(weight.dtype)
+
+
+def _goes_by_pieces(weight: Tensor) -> bool:
+    """Whether PyTorch's gradient of these weights is slow: it has a fast form for 3 x 3, not for what is larger."""
+    return weight.shape[2] >= 3 and weight.shape[3] >= 3 and weight.shape[2] * weight.shape[3] > 9
+
+
+def _by_torch(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return _of_channels_first(
+        grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight, [weight.shape[2] // 2, weight.shape[3] // 2]
+    )
+
+
+def _of_channels_first(grad: Tensor, x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], weight.shape[0], [False, True, False]
+    )[1]
+
+
+def _by_pieces(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the weights [C, 1, kh, kw] from pieces of 3 x 3, each that of a convolution of a shifted map.
+
+    The padded maps lie one behind the other, so that shifted ones are views that end in the next map. Zeros in the
+    gradient, which is as wide, meet what is there.
+    """
+    batch, height, width, channels = x.shape
     kernel_h, kernel_w = weight.shape[2:]
-    height, width = x.shape[1:3]
-    pad_h, pad_w = kernel_h // 2, kernel_w // 2
-    x, grad = x.permute(0, 3, 1, 2), grad.permute(0, 3, 1, 2)
-    if (kernel_h, kernel_w) == (3, 3):
-        return as_dense(_piece(grad, x, weight, 1))
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h)).permute(0, 3, 1, 2)
+    full_h, full_w = height + kernel_h - 1, width + kernel_w - 1
+    strides = (full_h * full_w * channels, 1, full_w * channels, channels)
+    behind = (kernel_h - 3) * full_w + kernel_w - 3
+    space = x.new_zeros((batch * full_h * full_w + behind) * channels)
+    shape = (batch, channels, full_h, full_w)
+    top, left = kernel_h // 2, kernel_w // 2
+    space.as_strided(shape, strides)[:, :, top : top + height, left : left + width] = x.permute(0, 3, 1, 2)
+    wide = F.pad(grad, (0, 0, 0, kernel_w - 3, 0, kernel_h - 3)).permute(0, 3, 1, 2)
+    kernel = weight[:, :, :3, :3].contiguous()  # only its shape matters
     d_weight = torch.empty_like(weight)
     for y in range(0, kernel_h - 1, 2):
         for z in range(0, kernel_w - 1, 2):
-            part = padded[:, :, y : y + height + 2, z : z + width + 2]
-            d_weight[:, :, y : y + 3, z : z + 3] = _piece(grad, part, weight, 0)
+            shifted = space.as_strided(shape, strides, (y * full_w + z) * channels)
+            d_weight[:, :, y : y + 3, z : z + 3] = _of_channels_first(wide, shifted, kernel, [0, 0])
     return d_weight
-
-
-def _piece(grad: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    kernel = weight[:, :, :3, :3].contiguous()  # only its shape matters
-    return torch.ops.aten.convolution_backward(
-        grad, x, kernel, None, [1, 1], [padding, padding], [1, 1], False, [0, 0], weight.shape[0], [False, True, False]
-    )[1]

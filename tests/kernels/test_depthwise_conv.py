@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import depthwise_conv
 from attnzoo.kernels._testing import results
+from attnzoo.kernels.depthwise_conv import reference
 
 
-def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False) -> Tensor:
+def by_definition(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False, dilation: int = 1
+) -> Tensor:
     """A sum over the positions of the kernel, each of which weighs a shifted map."""
     _, height, width, _ = x.shape
     kernel_h, kernel_w = weight.shape[2:]
@@ -18,7 +21,7 @@ def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None = None, residua
         for j in range(kernel_w):
             for y in range(height):
                 for z in range(width):
-                    row, column = y + i - kernel_h // 2, z + j - kernel_w // 2
+                    row, column = y + dilation * (i - kernel_h // 2), z + dilation * (j - kernel_w // 2)
                     if 0 <= row < height and 0 <= column < width:
                         step = torch.zeros_like(x)
                         step[:, y, z] = 1.0
@@ -47,12 +50,22 @@ CASES = {
     '7 x 7': dict(kernel=(7, 7), size=(8, 5)),
     '3 x 7': dict(kernel=(3, 7), size=(4, 5)),
     '1 x 5, which has no pieces of 3 x 3': dict(kernel=(1, 5), size=(2, 5)),
+    '7 x 7, several parts': dict(kernel=(7, 7), channels=5),
+    '3 x 5': dict(kernel=(3, 5)),
+    '1 x 5, residual': dict(kernel=(1, 5), residual=True),
+    '3 x 3, dilation 2': dict(dilation=2),
+    '3 x 1, dilation 2, residual': dict(kernel=(3, 1), dilation=2, residual=True),
+    '7 x 7, dilation 3': dict(kernel=(7, 7), dilation=3, size=(9, 7)),
+    '5 x 5, dilation 4, larger than the map': dict(kernel=(5, 5), dilation=4, size=(3, 2), bias=False),
+    '1 x 1, dilation 3': dict(kernel=(1, 1), dilation=3),
     'one channel': dict(kernel=(5, 5), channels=1),
 }
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_equals_the_definition(case):
+def test_equals_the_definition(case, monkeypatch):
+    if 'parts' in case:
+        monkeypatch.setattr(reference, 'PART_BYTES', 1)
     inputs = make_inputs(**CASES[case])
     d_out = torch.randn(inputs['x'].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found, expected = (results(f, inputs, torch.float64, 'cpu', d_out) for f in (depthwise_conv, by_definition))
@@ -61,9 +74,9 @@ def test_equals_the_definition(case):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize('kernel', [(3, 3), (5, 5), (7, 7)])
-def test_lower_precision(kernel, dtype):
-    inputs = make_inputs(kernel, (9, 10), 8, residual=True)
+@pytest.mark.parametrize('kernel, dilation', [(3, 1), (5, 1), (7, 1), (3, 2), (7, 3)])
+def test_lower_precision(kernel, dilation, dtype):
+    inputs = make_inputs((kernel, kernel), (9, 10), 8, residual=True, dilation=dilation)
     d_out = torch.randn(inputs['x'].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact = results(depthwise_conv, inputs, torch.float64, 'cpu', d_out)
     for name, found in results(depthwise_conv, inputs, dtype, 'cpu', d_out).items():
@@ -74,32 +87,44 @@ def test_lower_precision(kernel, dtype):
 def test_any_strides_and_no_images():
     packed = torch.randn(2, 5, 6, 12)
     weight = torch.randn(4, 1, 5, 5, requires_grad=True)
-    for part in packed.split(4, -1):
-        out = depthwise_conv(part, weight)
+    for dilation, part in enumerate(packed.split(4, -1), 1):
+        out = depthwise_conv(part, weight, dilation=dilation)
         assert out.is_contiguous()
         for same in (part.contiguous(), part.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)):
-            assert_near(depthwise_conv(same, weight), out, 1e-6)
-    out = depthwise_conv(packed[:0, ..., :4], weight)
-    (grad,) = torch.autograd.grad(out.sum(), weight)
-    assert out.shape == (0, 5, 6, 4) and not grad.any()
+            assert_near(depthwise_conv(same, weight, dilation=dilation), out, 1e-6)
+        out = depthwise_conv(part[:0], weight, dilation=dilation)
+        (grad,) = torch.autograd.grad(out.sum(), weight)
+        assert out.shape == (0, 5, 6, 4) and not grad.any()
+
+
+@pytest.mark.parametrize('dilation', [1, 3])
+def test_only_the_gradients_that_are_needed(dilation):
+    x, weight, bias = (value.requires_grad_() for value in make_inputs((5, 5)).values())
+    grad = torch.randn_like(x)
+    expected = torch.autograd.grad(depthwise_conv(x, weight, bias, dilation=dilation), (x, weight, bias), grad)
+    for needed, true in zip((x, weight, bias), expected, strict=True):
+        inputs = (one if one is needed else one.detach() for one in (x, weight, bias))
+        (found,) = torch.autograd.grad(depthwise_conv(*inputs, dilation=dilation), needed, grad)
+        assert_near(found, true, 1e-12)
 
 
 class Convolution(nn.Module):
-    def __init__(self, kernel: int, residual: bool):
+    def __init__(self, kernel: int, residual: bool, dilation: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(8, 1, kernel, kernel))
         self.bias = nn.Parameter(torch.randn(8))
         self.residual = residual
+        self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv(x, self.weight, self.bias, self.residual)
+        return depthwise_conv(x, self.weight, self.bias, self.residual, self.dilation)
 
 
-@pytest.mark.parametrize('kernel, residual', [(3, True), (5, False)])
+@pytest.mark.parametrize('kernel, residual, dilation', [(3, True, 1), (5, False, 1), (5, True, 2)])
 @over_all_onlookers
-def test_does_the_same_whoever_looks_on(kernel, residual, looks_on):
+def test_does_the_same_whoever_looks_on(kernel, residual, dilation, looks_on):
     torch.manual_seed(0)
-    looks_on(Convolution(kernel, residual), torch.randn(3, 6, 7, 8))
+    looks_on(Convolution(kernel, residual, dilation), torch.randn(3, 6, 7, 8))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +136,7 @@ def test_does_the_same_whoever_looks_on(kernel, residual, looks_on):
         (dict(weight=torch.zeros(4, 4, 3, 3)), r'weight: expected \[channels, 1, height, width\]'),
         (dict(weight=torch.zeros(4, 1, 3, 4)), r'weight: expected a kernel of odd height and width, got \(3, 4\)'),
         (dict(bias=torch.zeros(3)), r'bias: expected \[channels\] = \[4\], got shape \(3,\)'),
+        (dict(dilation=0), 'dilation: expected at least 1, got 0'),
         (dict(bias=torch.zeros(4, device='meta')), 'bias: expected the device of x, cpu, got meta'),
     ],
 )
