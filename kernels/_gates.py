@@ -6,7 +6,7 @@ nothing; what a gate costs is the number of times that maps are read and written
 Legend: B images, C channels, H x W map.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -244,17 +244,25 @@ class Layout:
                 x[..., :1] = torch.maximum(x[..., :1], last)
         return x.amax(axis)
 
-    def pooled(self, x: Tensor, axes: tuple[int, int]) -> Tensor:
+    def pooled(self, x: Tensor, axes: Sequence[int]) -> Tensor:
         """What is left of a map [b, ...] where two axes are left, with these in turn."""
         return x if axes[0] < axes[1] else x.transpose(1, 2)
 
-    def sum_of_small(self, small: list[Tensor], out: Tensor) -> Tensor:
-        """The sum of two or three tensors that lie along two axes each, of the size of a part of a map."""
+    def sum_of_small(self, small: Sequence[Tensor], out: Tensor) -> Tensor:
+        """The sum of several tensors that lie along two axes each, of the size of a part of a map."""
+        return self._of_small(torch.add, small, out)
+
+    def product_of_small(self, small: Sequence[Tensor], out: Tensor) -> Tensor:
+        """Their product."""
+        return self._of_small(torch.mul, small, out)
+
+    def _of_small(self, operation: Callable[..., Tensor], small: Sequence[Tensor], out: Tensor) -> Tensor:
+        # Half precision rounds once, and is many times slower with lines of broadcast values.
         total = out if out.element_size() >= 4 else self.spare(out, 'exact', torch.float32)
-        first, second, *third = (x.to(total.dtype) for x in small)
-        torch.add(first, second, out=total)
-        if third:
-            total.add_(third[0])
+        first, second, *others = (x.to(total.dtype) for x in small)
+        operation(first, second, out=total)
+        for x in others:
+            operation(total, x, out=total)
         return out if total is out else out.copy_(total)
 
     def add_maximum_gradient(

@@ -9,7 +9,7 @@ from timm.layers import EcaModule, SEModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnzoo.kernels import cbam_gate, channel_gate, triplet_gate
+from attnzoo.kernels import cbam_gate, channel_gate, ela_gate, triplet_gate
 
 from .case import Case, parameters
 
@@ -128,6 +128,23 @@ def triplet(batch: int, channels: int, size: int, channels_last: bool, training:
     return Case(ours, official, [new_map(batch, channels, size, channels_last)], values)
 
 
+def strips(batch: int, channels: int, size: int, channels_last: bool) -> Case:
+    groups = min(16, channels)
+
+    def ours(x: Tensor, conv_weight: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+        return ela_gate(x, conv_weight, conv_weight, groups, norm_weight, norm_weight, norm_bias, norm_bias)
+
+    def paper(x: Tensor, conv_weight: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+        def gate(line: Tensor) -> Tensor:
+            line = F.conv1d(line, conv_weight, padding=conv_weight.shape[2] // 2, groups=channels)
+            return F.group_norm(line, groups, norm_weight, norm_bias).sigmoid()
+
+        return x * gate(x.mean(3)).view(batch, channels, size, 1) * gate(x.mean(2)).view(batch, channels, 1, size)
+
+    values = parameters((channels, 1, 7), (channels,), (channels,))
+    return Case(ours, paper, [new_map(batch, channels, size, channels_last)], values)
+
+
 GATES: dict[str, Callable[[int, int, int, bool], Case]] = {
     'channel_gate, SE': squeeze_excite,
     'channel_gate, ECA': efficient_channels,
@@ -136,6 +153,7 @@ GATES: dict[str, Callable[[int, int, int, bool], Case]] = {
     'cbam_gate, statistics of the batch': partial(cbam, training=True),
     'triplet_gate': triplet,
     'triplet_gate, statistics of the batch': partial(triplet, training=True),
+    'ela_gate': strips,
 }
 LAYOUTS = {'NCHW': False, 'channels_last': True}
 
