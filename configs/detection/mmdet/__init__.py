@@ -1,0 +1,1 @@
+"""Published detection recipes as configs of mmdet."""
