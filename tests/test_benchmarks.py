@@ -67,6 +67,26 @@ def test_efficiency_is_reported_for_a_model(root, tmp_path):
 
 
 @pytest.mark.slow
+def test_memory_is_reported_for_images_of_any_size(root, tmp_path):
+    rows = ['biformer_tiny', 'biformer_tiny:official']
+    command = [
+        sys.executable,
+        'benchmarks/model_efficiency.py',
+        *rows,
+        '--batch',
+        '1',
+        '--size',
+        '256',
+        '320',
+        '--json',
+    ]
+    subprocess.run([*command, tmp_path / 'report.json'], cwd=root, check=True)
+    report = json.loads(report.read_text())
+    ours, official = (report['rows'][row]['forward_backward_peak_tensor_bytes'] for row in rows)
+    assert report['image_size'] == [256, 320] and 0 < ours < official
+
+
+@pytest.mark.slow
 def test_window_attention_is_compared_with_timm(root, tmp_path):
     command = [
         sys.executable,

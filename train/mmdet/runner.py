@@ -84,6 +84,7 @@ def _fit_to_cpu(cfg: Config) -> None:
         wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
+    _replace(cfg.get('model'), 'SyncBN', 'BN')
     if cfg.get('launcher', 'none') != 'none':
         # mmengine would choose a GPU for each process.
         if not torch.distributed.is_initialized():
@@ -94,3 +95,14 @@ def _fit_to_cpu(cfg: Config) -> None:
             'broadcast_buffers': False,
             'find_unused_parameters': cfg.get('find_unused_parameters', False),
         }
+
+
+def _replace(settings: Any, name: str, other: str) -> None:
+    """Another `type` wherever this one stands."""
+    if isinstance(settings, dict):
+        if settings.get('type') == name:
+            settings['type'] = other
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple)):
+        for inner in settings:
+            _replace(inner, name, other)

@@ -38,8 +38,8 @@ def install() -> bool:
     import mmcv
 
     mmcv._ext = sys.modules[NAME] = _Module()
-    # Away from CUDA, mmcv's module of deformable attention calls a function that samples by PyTorch. Ours takes its place,
-    # and does on CUDA, too: the compiled module would be given the locations in half precision with the values.
+    # Away from CUDA, mmcv's module of deformable attention calls a function that samples by PyTorch. Ours takes its
+    # place, and does on CUDA, too: the compiled module would be given the locations in half precision with the values.
     from mmcv.ops import multi_scale_deform_attn
 
     multi_scale_deform_attn.multi_scale_deformable_attn_pytorch = _deformable_attention

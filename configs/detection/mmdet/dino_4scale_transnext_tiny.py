@@ -1,6 +1,6 @@
-# TransNeXt-T with DINO, 4 scales, 12 epochs: box AP 55.1 (github.com/DaiShiResearch/TransNeXt).
-# 8 GPUs with one image each, two steps accumulated. The authors' file asks for half precision by a key that mmengine does
-# not read: they trained in float32.
+# TransNeXt-T with DINO, 4 scales, 12 epochs: box AP 55.1 (github.com/DaiShiResearch/TransNeXt). 8 GPUs with one image
+# each, two steps accumulated. The authors' file asks for half precision by a key that mmengine does not read: they
+# trained in float32.
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 custom_imports = dict(imports=['attnzoo.mmdet'], allow_failed_imports=False)
 model = dict(
@@ -16,8 +16,8 @@ model = dict(
 )
 train_dataloader = dict(batch_size=1)
 
-# In the backbone a tenth of the rate; no decay of norms, biases and what makes position biases. The authors' names leave
-# out the patch embedding and the norm of the last stage, which learn at the full rate.
+# In the backbone a tenth of the rate; no decay of norms, biases and what makes position biases. The authors' names
+# leave out the patch embedding and the norm of the last stage, which learn at the full rate.
 decayed, not_decayed = dict(lr_mult=0.1), dict(lr_mult=0.1, decay_mult=0.0)
 optim_wrapper = dict(
     optimizer=dict(betas=(0.9, 0.999), weight_decay=0.05),

@@ -1,5 +1,5 @@
-# CrossFormer-S with Mask R-CNN, 1x: box AP 45.4, mask AP 41.4 (github.com/cheerss/CrossFormer, detection). Everything is
-# decayed, by little.
+# CrossFormer-S with Mask R-CNN, 1x: box AP 45.4, mask AP 41.4 (github.com/cheerss/CrossFormer, detection). Everything
+# is decayed, by little.
 _base_ = '_mask_rcnn_1x.py'
 model = dict(
     backbone=dict(model='crossformer_small', drop_path_rate=0.2),

@@ -1,9 +1,12 @@
 """`python -m attnzoo.mmdet` and what it says where mmdet is missing or of a wrong version."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+from attnzoo.train.mmdet.launcher import app, packaged
 
 
 def run(program: str, **options) -> subprocess.CompletedProcess:
@@ -30,6 +33,14 @@ def test_configs_are_listed_without_mmdet(root):
     done = run(HIDDEN + COMMAND.format(arguments=['list']), check=True)
     files = (root / 'configs' / 'detection' / 'mmdet').glob('[!_]*.py')
     assert done.stdout.split() == sorted(path.stem for path in files)
+
+
+def test_documented_commands_exist(root):
+    text = (root / 'docs' / 'mmdet.md').read_text()
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    found = re.findall(r'python -m attnzoo.mmdet (?:dist 8 )?(\w+)(?: (\w+))?', text)
+    assert {verb for verb, _ in found} == verbs - {'dist'}
+    assert {config for _, config in found} - {''} <= {*packaged(), 'mmdet'}
 
 
 def needs_mmdet() -> None:
