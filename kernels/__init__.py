@@ -13,7 +13,10 @@ from .channel_gate import channel_gate
 from .conv_glu import conv_glu
 from .deformable_attention import deformable_attention
 from .depthwise_conv import depthwise_conv
+from .ela_gate import ela_gate
+from .focal_modulate import focal_modulate
 from .halo_attention import halo_attention
+from .large_kernel_attention import large_kernel_attention
 from .neighborhood_attention import neighborhood_attention, neighborhood_av, neighborhood_qk
 from .patch_conv import patch_conv
 from .routed_attention import route_regions, routed_attention
@@ -28,8 +31,11 @@ __all__ = [
     'conv_glu',
     'deformable_attention',
     'depthwise_conv',
+    'ela_gate',
+    'focal_modulate',
     'full_attention',
     'halo_attention',
+    'large_kernel_attention',
     'neighborhood_attention',
     'neighborhood_av',
     'neighborhood_qk',

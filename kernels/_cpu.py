@@ -16,11 +16,19 @@ from ._dispatch import is_plain_eager
 # New memory costs seven times as much a byte from here on: the allocator maps and clears its pages at each call.
 LARGE_BYTES = 32 << 20
 
+PART_BYTES = 5 << 19  # of a map of the images that are in hand at a time, where convolutions go by parts
+
 
 def runs_by_hand(*tensors: Tensor | None) -> bool:
     """Whether a reference may leave PyTorch's own operations here: on a CPU, where nothing but autograd looks on."""
     x = tensors[0]
     return x is not None and x.device.type == 'cpu' and x.numel() > 0 and is_plain_eager(*tensors)
+
+
+def infers_by_hand(*tensors: Tensor | None) -> bool:
+    """Whether it may, and no gradient is wanted."""
+    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return not wants_gradient and runs_by_hand(*tensors)
 
 
 def prefers_products(keys: int, half: bool, training: bool, learned_mask: bool = False) -> bool:
@@ -80,6 +88,14 @@ def slices(count: int, bytes_of_one: int, at_most: int) -> list[slice]:
     """Of `count` images, as many at a time as are within `at_most` bytes, but at least one."""
     together = max(1, at_most // max(1, bytes_of_one))
     return [slice(start, min(start + together, count)) for start in range(0, count, together)]
+
+
+def some_images_at_a_time(function: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
+    """A function from maps [B, H, W, ...] to [B, H, W, channels] of each image alone, so that the caches hold them."""
+    out = x.new_empty(*x.shape[:3], channels)
+    for part in slices(x.shape[0], out[0].numel() * out.element_size(), PART_BYTES):
+        out[part] = function(x[part])
+    return out
 
 
 def zeros_for_sums(tensors: Iterable[Tensor | None], needs: Iterable[bool]) -> list[Tensor | None]:

@@ -6,8 +6,20 @@ A file for each group of ops has two tables: `CASES`, from a name to what makes 
 
 from collections.abc import Callable
 
-from . import detection, gates, local, pyramids
+from . import detection, gates, local, modulation, pyramids
 from .case import Case
 
-CASES: dict[str, Callable[[int], Case]] = {**detection.CASES, **gates.CASES, **local.CASES, **pyramids.CASES}
-SMALL: dict[str, Callable[[], Case]] = {**detection.SMALL, **gates.SMALL, **local.SMALL, **pyramids.SMALL}
+CASES: dict[str, Callable[[int], Case]] = {
+    **detection.CASES,
+    **gates.CASES,
+    **local.CASES,
+    **modulation.CASES,
+    **pyramids.CASES,
+}
+SMALL: dict[str, Callable[[], Case]] = {
+    **detection.SMALL,
+    **gates.SMALL,
+    **local.SMALL,
+    **modulation.SMALL,
+    **pyramids.SMALL,
+}

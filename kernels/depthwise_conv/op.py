@@ -34,20 +34,28 @@ def depthwise_conv(
         ValueError: An argument has the wrong shape, dtype, device or value; the message names it.
     """
     if not torch.jit.is_scripting():
-        _check(x, weight, bias, dilation)
+        check_map('x', x)
+        check_depthwise(x, weight, bias, dilation)
     return depthwise_conv_reference(x, weight, bias, residual, dilation)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
-    check_map('x', x)
+def check_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    weight_name: str = 'weight',
+    bias_name: str = 'bias',
+) -> None:
+    """Raises a ValueError unless these are the weights of a depthwise convolution of the map x [B, H, W, C]."""
     channels = x.shape[3]
     if weight.ndim != 4 or tuple(weight.shape[:2]) != (channels, 1):
         raise ValueError(
-            f'weight: expected [channels, 1, height, width] with the {channels} channels of x, '
+            f'{weight_name}: expected [channels, 1, height, width] with the {channels} channels of x, '
             f'got shape {tuple(weight.shape)}'
         )
-    check_odd('weight', weight.shape[2:])
-    check_shape('bias', bias, [channels], 'channels')
-    check_devices('x', x, {'weight': weight, 'bias': bias})
+    check_odd(weight_name, weight.shape[2:])
+    check_shape(bias_name, bias, [channels], 'channels')
+    check_devices('x', x, {weight_name: weight, bias_name: bias})
     if dilation < 1:
         raise ValueError(f'dilation: expected at least 1, got {dilation}')

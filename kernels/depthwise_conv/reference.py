@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import by_hand, runs_by_hand, slices, sum_of_rows
+from attnzoo.kernels._cpu import PART_BYTES, by_hand, runs_by_hand, slices, sum_of_rows
 from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels._math import as_dense
-
-PART_BYTES = 5 << 19  # of the images that a pass by hand has in hand at a time
 
 
 def depthwise_conv_reference(

@@ -12,23 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from attnzoo.blocks import (
+    CBAM,
     AggregatedAttention,
     BiLevelRoutingAttention,
     BlockAttention,
+    BottleneckAttention,
     ChannelGroupAttention,
     ConditionalPositionEncoding,
     ContinuousPositionBias,
     ConvolutionalGLU,
     CrossScaleEmbedding,
     DualAttention,
+    EfficientChannelAttention,
+    EfficientLocalAttention,
+    FocalModulation,
+    FrequencyChannelAttention,
     GlobalAttention,
     GridAttention,
+    HaloAttention,
+    LargeKernelAttention,
     LengthScaledAttention,
     LongShortAttention,
     MBConv,
     Mlp,
     MultiAxisAttention,
     NeighborhoodAttention,
+    SqueezeExcite,
+    TripletAttention,
+    VanAttention,
     WindowAttention,
 )
 
@@ -112,6 +123,22 @@ BLOCKS: dict[str, Block] = {
         not_by=('onnx_by_tracing',),  # it knows no adaptive pooling of a map whose size it has lost
     ),
     'BlockAttention': Block(partial(BlockAttention, CHANNELS, HEADS, (3, 4))),
+    'BottleneckAttention': Block(
+        lambda size, **settings: BottleneckAttention(CHANNELS, size, num_heads=HEADS, **settings),
+        channels_first=True,
+        by_size=True,
+    ),
+    'BottleneckAttention, averaged, of other widths': Block(
+        lambda size, **settings: BottleneckAttention(
+            CHANNELS, size, 15, 2, HEADS, head_dim=4, qkv_bias=True, scale_position=True, **settings
+        ),
+        channels_first=True,
+        by_size=True,
+    ),
+    'CBAM': Block(partial(CBAM, CHANNELS, reduction_ratio=4, kernel_size=3), channels_first=True),
+    'CBAM, all pools, channels only': Block(
+        partial(CBAM, CHANNELS, 4, ('avg', 'max', 'lp', 'lse'), no_spatial=True), channels_first=True
+    ),
     'ChannelGroupAttention': Block(partial(ChannelGroupAttention, CHANNELS, HEADS)),
     'ConditionalPositionEncoding': Block(partial(ConditionalPositionEncoding, CHANNELS)),
     'ConvolutionalGLU': Block(partial(ConvolutionalGLU, CHANNELS)),
@@ -120,8 +147,32 @@ BLOCKS: dict[str, Block] = {
         partial(CrossScaleEmbedding, CHANNELS, 42, (2, 4), stride=2, norm_first=True), least=(2, 2)
     ),
     'DualAttention': Block(partial(DualAttention, CHANNELS, HEADS, window=(3, 4))),
+    'EfficientChannelAttention': Block(partial(EfficientChannelAttention, CHANNELS), channels_first=True),
+    'EfficientLocalAttention': Block(partial(EfficientLocalAttention, CHANNELS, num_groups=3), channels_first=True),
+    'EfficientLocalAttention, separate': Block(
+        partial(EfficientLocalAttention, CHANNELS, groups=7, num_groups=1, separate=True), channels_first=True
+    ),
+    'FocalModulation': Block(partial(FocalModulation, CHANNELS)),
+    'FocalModulation, normed': Block(
+        partial(FocalModulation, CHANNELS, focal_level=3, bias=False, post_norm=True, normalize_modulator=True)
+    ),
+    'FrequencyChannelAttention': Block(
+        partial(FrequencyChannelAttention, 22, 7, 9, reduction=4, freq_sel_method='top2'),
+        channels=22,  # two frequencies divide them
+        channels_first=True,
+    ),
     'GlobalAttention': Block(partial(GlobalAttention, CHANNELS, HEADS)),
     'GridAttention': Block(partial(GridAttention, CHANNELS, HEADS, (3, 4))),
+    'HaloAttention': Block(partial(HaloAttention, CHANNELS, num_heads=HEADS, block=4, halo=2), channels_first=True),
+    'HaloAttention, strided, masked': Block(
+        partial(HaloAttention, CHANNELS, 15, 2, HEADS, head_dim=4, block=4, halo=1, qkv_bias=True, mask_padding=True),
+        channels_first=True,
+    ),
+    'HaloAttention, averaged': Block(
+        partial(HaloAttention, CHANNELS, 15, 2, HEADS, block=3, halo=1, qk_ratio=0.5, scale_position=True),
+        channels_first=True,
+    ),
+    'LargeKernelAttention': Block(partial(LargeKernelAttention, CHANNELS)),
     'LengthScaledAttention': Block(partial(with_small_bias, LengthScaledAttention, CHANNELS, HEADS, bias_size=(4, 3))),
     'LengthScaledAttention, biases as they are': Block(
         partial(with_small_bias, LengthScaledAttention, CHANNELS, HEADS)
@@ -146,6 +197,14 @@ BLOCKS: dict[str, Block] = {
     'NeighborhoodAttention, on masked maps': Block(
         partial(NeighborhoodAttention, CHANNELS, HEADS, kernel=5, dilation=(2, 1), mask_padding=True, qkv_bias=False)
     ),
+    'SqueezeExcite': Block(partial(SqueezeExcite, CHANNELS), channels_first=True),
+    'SqueezeExcite, maximum, norm': Block(
+        partial(SqueezeExcite, CHANNELS, add_maxpool=True, norm_layer=nn.BatchNorm2d, act_layer='elu'),
+        channels_first=True,
+    ),
+    'TripletAttention': Block(partial(TripletAttention, CHANNELS, kernel_size=3), channels_first=True),
+    'TripletAttention, two gates': Block(partial(TripletAttention, CHANNELS, no_spatial=True), channels_first=True),
+    'VanAttention': Block(partial(VanAttention, CHANNELS)),
     'WindowAttention': Block(partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=(1, 2))),
     'WindowAttention, padded after the shift': Block(
         partial(WindowAttention, CHANNELS, HEADS, (3, 4), shift=1, pad_after_shift=True)
