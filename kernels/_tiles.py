@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PART_BYTES = 2 << 20  # of the scores of a part
+PART_BYTES = 6 << 20  # of the windows of a part and their scores
 
 
 class Axis(NamedTuple):
@@ -43,16 +43,19 @@ class Tiling:
     """A map's tiles and windows, and the way back. Beyond the map, queries and keys are zeros."""
 
     def __init__(self, rows: Axis, columns: Axis, num_heads: int, dtype: torch.dtype):
-        self.rows, self.columns, self.num_heads = rows, columns, num_heads
-        # Float16 has no fast products here.
-        self.dtype = torch.float32 if dtype == torch.float16 else dtype
+        self.rows, self.columns, self.num_heads, self.given_dtype = rows, columns, num_heads, dtype
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 has no fast products on a CPU
 
-    def parts(self, batch: int) -> Iterator[tuple[slice, list[Part]]]:
-        """Some rows of tiles at a time, and for them all the images, some at a time."""
+    def parts(self, batch: int, width: int) -> Iterator[tuple[slice, list[Part]]]:
+        """Some rows of tiles at a time, and for them all the images, some at a time.
+
+        `width` is the number of channels that keys and values of a head have together.
+        """
         rows, columns = self.rows, self.columns
-        queries = rows.tile // rows.stride * (columns.tile // columns.stride) * columns.count
-        scores = queries * rows.window * columns.window * rows.dilation * columns.dilation * self.num_heads
-        at_once = max(1, PART_BYTES // (scores * self.dtype.itemsize))
+        queries = rows.tile // rows.stride * (columns.tile // columns.stride)
+        row = self.num_heads * rows.dilation * columns.dilation * columns.count
+        of_row = row * rows.window * columns.window * (queries + width) * self.dtype.itemsize
+        at_once = max(1, PART_BYTES // of_row)
         images = max(1, at_once // rows.count)
         for start in range(0, rows.count, at_once):
             some = slice(start, min(start + at_once, rows.count))
@@ -68,15 +71,16 @@ class Tiling:
         windows = self._windows(self._by_residue(self._region(x[part.images], *self._lines_of_keys(part))))
         return windows.reshape(-1, windows.shape[6] * windows.shape[7], windows.shape[8])
 
-    def new_queries(self, like: Tensor) -> Tensor:
+    def new_queries(self, batch: int, channels: int) -> Tensor:
         """A map of whole tiles for `put_queries`."""
         height, width = (axis.count * axis.tile // axis.stride * axis.dilation for axis in (self.rows, self.columns))
-        return torch.empty(len(like), height, width, like.shape[3], dtype=self.dtype)
+        return torch.empty(batch, height, width, channels, dtype=self.dtype)
 
-    def new_keys(self, like: Tensor) -> Tensor:
-        """A map of zeros for `add_windows`, as large as all windows reach."""
-        height, width = (_reach(axis, axis.count) * axis.dilation for axis in (self.rows, self.columns))
-        return torch.zeros(len(like), height, width, like.shape[3], dtype=self.dtype)
+    def new_keys(self, batch: int, channels: int) -> Tensor:
+        """Zeros for `add_windows`, as far as all windows reach: sub-grids of each head, [B, heads, .., .., H, W, d]."""
+        rows, columns = self.rows, self.columns
+        size = _reach(rows, rows.count), _reach(columns, columns.count), channels // self.num_heads
+        return torch.zeros(batch, self.num_heads, rows.dilation, columns.dilation, *size, dtype=self.dtype)
 
     def put_queries(self, out: Tensor, part: Part, tiles: Tensor) -> None:
         """The way back from `queries`."""
@@ -87,27 +91,27 @@ class Tiling:
     def add_windows(self, out: Tensor, part: Part, windows: Tensor) -> None:
         """The way back from `windows`: what windows share is summed."""
         rows, columns = self.rows, self.columns
-        (top, bottom), _ = self._lines_of_keys(part)
-        first = rows.before * rows.dilation
-        target = self._by_residue(out[part.images, top + first : bottom + first])
-        total = target.new_zeros(target.shape)  # where the channels of a window's row lie side by side
-        sums = self._windows(total)
+        start = part.rows.start * rows.tile
+        sums = self._windows(out[part.images, :, :, :, start : start + _reach(rows, part.rows.stop - part.rows.start)])
         windows = windows.view(sums.shape)
         # Windows some tiles apart have nothing in common, and are added in one go.
         apart_h, apart_w = -(-rows.window // rows.tile), -(-columns.window // columns.tile)
         for y in range(min(apart_h, sums.shape[4])):
             for x in range(min(apart_w, sums.shape[5])):
                 sums[..., y::apart_h, x::apart_w, :, :, :] += windows[..., y::apart_h, x::apart_w, :, :, :]
-        target.add_(total)
 
-    def crop_queries(self, out: Tensor, like: Tensor) -> Tensor:
+    def crop_queries(self, out: Tensor) -> Tensor:
         """What `put_queries` filled, in the size and type of the queries."""
-        return out[:, : like.shape[1], : like.shape[2]].to(like.dtype).contiguous()
+        height, width = (-(-axis.size // axis.stride) for axis in (self.rows, self.columns))
+        return out[:, :height, :width].to(self.given_dtype).contiguous()
 
-    def crop_keys(self, out: Tensor, like: Tensor) -> Tensor:
-        """What `add_windows` summed, in the size and type of the keys."""
-        top, left = self.rows.before * self.rows.dilation, self.columns.before * self.columns.dilation
-        return out[:, top : top + like.shape[1], left : left + like.shape[2]].to(like.dtype).contiguous()
+    def crop_keys(self, out: Tensor) -> Tensor:
+        """What `add_windows` summed, as a map in the size and type of the keys."""
+        rows, columns = self.rows, self.columns
+        height, width = (-(-axis.size // axis.dilation) for axis in (rows, columns))
+        out = out[:, :, :, :, rows.before : rows.before + height, columns.before : columns.before + width]
+        out = out.to(self.given_dtype).permute(0, 4, 2, 5, 3, 1, 6).flatten(5).flatten(3, 4).flatten(1, 2)
+        return out[:, : rows.size, : columns.size].contiguous()
 
     def _lines_of_queries(self, part: Part) -> tuple[tuple[int, int], tuple[int, int]]:
         """First and last row, first and last column of a part's queries."""

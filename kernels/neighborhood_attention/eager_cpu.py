@@ -146,13 +146,13 @@ def forward(
 ) -> tuple[Tensor, tuple[()]]:
     *cut, scale, valid = settings
     neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
-    tiling, out = neighborhoods.tiling, neighborhoods.tiling.new_queries(q)
-    for rows, parts in tiling.parts(len(q)):
+    tiling, out = neighborhoods.tiling, neighborhoods.tiling.new_queries(len(q), q.shape[3])
+    for rows, parts in tiling.parts(len(q), 2 * (q.shape[3] // num_heads)):
         addend = neighborhoods.addend(bias, neighborhoods.offsets(rows))
         for part in parts:
             weights = _attend(tiling.queries(q, part), tiling.windows(k, part), addend, scale, num_heads)
             tiling.put_queries(out, part, torch.bmm(weights, tiling.windows(v, part)))
-    return tiling.crop_queries(out, q), ()
+    return tiling.crop_queries(out), ()
 
 
 def backward(
@@ -169,9 +169,9 @@ def backward(
     *cut, scale, valid = settings
     neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
     tiling = neighborhoods.tiling
-    d_q, d_k, d_v = tiling.new_queries(q), tiling.new_keys(k), tiling.new_keys(v)
+    d_q, d_k, d_v = (new(len(q), q.shape[3]) for new in (tiling.new_queries, tiling.new_keys, tiling.new_keys))
     d_bias = _BiasGradient(bias, needs[3])
-    for rows, parts in tiling.parts(len(q)):
+    for rows, parts in tiling.parts(len(q), 2 * (q.shape[3] // num_heads)):
         offsets = neighborhoods.offsets(rows)
         addend = neighborhoods.addend(bias, offsets)
         d_bias.start(offsets)
@@ -185,22 +185,21 @@ def backward(
             tiling.put_queries(d_q, part, torch.bmm(d_scores, keys).mul_(scale))
             tiling.add_windows(d_k, part, torch.bmm(d_scores.mT, queries).mul_(scale))
         d_bias.finish(offsets)
-    grads = tiling.crop_queries(d_q, q), tiling.crop_keys(d_k, k), tiling.crop_keys(d_v, v)
+    grads = tiling.crop_queries(d_q), tiling.crop_keys(d_k), tiling.crop_keys(d_v)
     return *grads, d_bias.result(), None, *(None for _ in settings)
 
 
 def forward_qk(q: Tensor, k: Tensor, bias: Tensor | None, num_heads: int, *settings: Any) -> tuple[Tensor, tuple[()]]:
     *cut, scale, valid = settings
     neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
-    tiling, (kernel_h, kernel_w) = neighborhoods.tiling, neighborhoods.kernel
-    of_keys = q.new_empty(1).expand(*q.shape[:3], num_heads * kernel_h * kernel_w)  # like the result
-    out = tiling.new_queries(of_keys)
-    for rows, parts in tiling.parts(len(q)):
+    tiling = neighborhoods.tiling
+    out = tiling.new_queries(len(q), num_heads * neighborhoods.kernel[0] * neighborhoods.kernel[1])
+    for rows, parts in tiling.parts(len(q), q.shape[3] // num_heads):
         addend, own = neighborhoods.addend(bias, neighborhoods.offsets(rows)), neighborhoods.own_keys(rows)
         for part in parts:
             scores = _score(tiling.queries(q, part), tiling.windows(k, part), addend, scale, num_heads)
             tiling.put_queries(out, part, _gather(scores, own))
-    return _from_map(tiling.crop_queries(out, of_keys), num_heads), ()
+    return _from_map(tiling.crop_queries(out), num_heads), ()
 
 
 def backward_qk(
@@ -216,9 +215,9 @@ def backward_qk(
     *cut, scale, valid = settings
     neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
     tiling, of_keys = neighborhoods.tiling, _to_map(grad)
-    d_q, d_k = tiling.new_queries(q), tiling.new_keys(k)
+    d_q, d_k = (new(len(q), q.shape[3]) for new in (tiling.new_queries, tiling.new_keys))
     d_bias = _BiasGradient(bias, needs[2])
-    for rows, parts in tiling.parts(len(q)):
+    for rows, parts in tiling.parts(len(q), q.shape[3] // num_heads):
         offsets, own = neighborhoods.offsets(rows), neighborhoods.own_keys(rows)
         d_bias.start(offsets)
         for part in parts:
@@ -227,19 +226,20 @@ def backward_qk(
             tiling.put_queries(d_q, part, torch.bmm(d_scores, tiling.windows(k, part)).mul_(scale))
             tiling.add_windows(d_k, part, torch.bmm(d_scores.mT, tiling.queries(q, part)).mul_(scale))
         d_bias.finish(offsets)
-    grads = tiling.crop_queries(d_q, q), tiling.crop_keys(d_k, k)
+    grads = tiling.crop_queries(d_q), tiling.crop_keys(d_k)
     return *grads, d_bias.result(), None, *(None for _ in settings)
 
 
 def forward_av(weights: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, tuple[()]]:
     neighborhoods = Neighborhoods(v, weights.shape[1], *settings)
-    tiling, of_keys, out = neighborhoods.tiling, _to_map(weights), neighborhoods.tiling.new_queries(v)
-    for rows, parts in tiling.parts(len(v)):
+    tiling, of_keys = neighborhoods.tiling, _to_map(weights)
+    out = tiling.new_queries(len(v), v.shape[3])
+    for rows, parts in tiling.parts(len(v), v.shape[3] // tiling.num_heads):
         offsets, own = neighborhoods.offsets(rows), neighborhoods.own_keys(rows)
         for part in parts:
             spread = neighborhoods.spread(tiling.queries(of_keys, part), own, offsets)
             tiling.put_queries(out, part, torch.bmm(spread, tiling.windows(v, part)))
-    return tiling.crop_queries(out, v), ()
+    return tiling.crop_queries(out), ()
 
 
 def backward_av(
@@ -247,8 +247,8 @@ def backward_av(
 ) -> tuple[Tensor | None, ...]:
     neighborhoods = Neighborhoods(v, weights.shape[1], *settings)
     tiling, of_keys = neighborhoods.tiling, _to_map(weights)
-    d_weights, d_v = tiling.new_queries(of_keys), tiling.new_keys(v)
-    for rows, parts in tiling.parts(len(v)):
+    d_weights, d_v = tiling.new_queries(len(v), of_keys.shape[3]), tiling.new_keys(len(v), v.shape[3])
+    for rows, parts in tiling.parts(len(v), v.shape[3] // tiling.num_heads):
         offsets, own = neighborhoods.offsets(rows), neighborhoods.own_keys(rows)
         for part in parts:
             d_out = tiling.queries(grad, part)
@@ -256,5 +256,5 @@ def backward_av(
             tiling.add_windows(d_v, part, torch.bmm(spread.mT, d_out))
             d_spread = neighborhoods.exclude(torch.bmm(d_out, tiling.windows(v, part).mT), offsets)
             tiling.put_queries(d_weights, part, _gather(d_spread, own))
-    d_of_keys = tiling.crop_queries(d_weights, of_keys)
-    return _from_map(d_of_keys, weights.shape[1]), tiling.crop_keys(d_v, v), *(None for _ in settings)
+    d_of_keys = _from_map(tiling.crop_queries(d_weights), weights.shape[1])
+    return d_of_keys, tiling.crop_keys(d_v), *(None for _ in settings)

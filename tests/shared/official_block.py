@@ -11,7 +11,11 @@ Call = Callable[[nn.Module, Tensor], Tensor]
 
 
 def assert_equals_the_official_block(
-    name: str, make: Callable[[dict], nn.Module], rename: Callable[[str], str], call: Callable[[dict], Call]
+    name: str,
+    make: Callable[[dict], nn.Module],
+    rename: Callable[[str], str],
+    call: Callable[[dict], Call],
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state_dict: state_dict,
 ) -> None:
     """All runs of a golden file: outputs in float32 and float64, and the norms of all gradients.
 
@@ -20,12 +24,13 @@ def assert_equals_the_official_block(
         make: Makes the module of a run, given the run's entry in the file.
         rename: From an official key to ours.
         call: How the module of a run is called with the official input, given the entry.
+        convert: What more our parameters need, once they are renamed: another shape or order.
     """
     meta, _ = load_golden(name)
     for entry in meta['inputs']:
 
         def renamed(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {rename(key): value for key, value in state_dict.items()}
+            return convert({rename(key): value for key, value in state_dict.items()})
 
         module = make(entry)
         assert check_block(name, module, key_map=renamed, call=call(entry), tags=[entry['tag']])
