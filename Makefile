@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all dev links lint gpu clean
+.PHONY: demo demo-detect test test-all dev links lint gpu clean
 
 demo: $(VENV)/.train
 	$(BIN)/attnzoo train classification/digits_biformer.yaml output=runs/demo
 	@echo "next: $(BIN)/attnzoo predict runs/demo docs/three.png    $(BIN)/attnzoo list    $(BIN)/attnzoo --help"
+
+demo-detect: $(VENV)/.detect
+	$(BIN)/attnzoo train detection/digits_faster_rcnn.yaml output=runs/demo-detect
+	@echo "next: $(BIN)/attnzoo eval runs/demo-detect --draw runs/demo-detect/drawn"
 
 # Two processes of one thread each: with more, threads of one process wait for those of the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -46,9 +50,15 @@ $(VENV)/.train: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install -e ".[train]"
 	touch $@
 
+$(VENV)/.detect: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -e ".[detect]"
+	touch $@ $(VENV)/.train
+
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install -e ".[all,dev]"
-	touch $@ $(VENV)/.train
+	# mmcv and albumentations bring two builds of OpenCV into one folder; one needs a display's library.
+	$(BIN)/python -c "import cv2" || $(PIP) install --force-reinstall --no-deps opencv-python-headless
+	touch $@ $(VENV)/.train $(VENV)/.detect
 
 clean:
 	rm -rf $(VENV) .types .cache build dist *.egg-info

@@ -29,6 +29,18 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Have the model keep less for its backward.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise UserError(f'train.grad_checkpointing=true: {type(model).__name__} cannot do that') from error
+
+
 def create_optimizer(config: Config, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
     optim = config.optim
     options: dict[str, Any] = {'betas': tuple(optim.betas)} if optim.betas else {}
@@ -69,17 +81,18 @@ def create_schedule(config: Config, optimizer: torch.optim.Optimizer, updates_pe
     schedule = config.schedule
     if schedule.warmup_epochs >= config.train.epochs:
         raise UserError(
-            f'schedule.warmup_epochs={schedule.warmup_epochs} leaves nothing of {config.train.epochs} epochs'
+            f'schedule.warmup_epochs={schedule.warmup_epochs:g} leaves nothing of {config.train.epochs} epochs'
         )
     created, _ = create_scheduler_v2(
         optimizer,
         sched=schedule.name,
         num_epochs=config.train.epochs,
         decay_epochs=schedule.decay_epochs,
+        decay_milestones=schedule.milestones,  # type: ignore[arg-type]
         decay_rate=schedule.decay_rate,
         min_lr=schedule.min_lr,
         warmup_lr=schedule.warmup_lr,
-        warmup_epochs=schedule.warmup_epochs,
+        warmup_epochs=schedule.warmup_epochs,  # type: ignore[arg-type]
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )

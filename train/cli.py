@@ -80,15 +80,33 @@ def train(
     with _extra('train'):
         from .classification.task import train as run
         from .config import load
-    raise typer.Exit(run(load(config, overrides or [])))
+    settings = load(config, overrides or [])
+    if settings.task == 'detection':
+        with _extra('detect'):
+            from .detection.task import train as run
+    raise typer.Exit(run(settings))
 
 
 @app.command('eval')
-def evaluate(target: Target, overrides: Overrides = None) -> None:
+def evaluate(
+    target: Target,
+    overrides: Overrides = None,
+    json: Annotated[
+        str, typer.Option(metavar='FILE', help='Write the detections there in COCO result format; - is stdout.')
+    ] = '',
+    draw: Annotated[str, typer.Option(metavar='DIR', help='Draw the detections in that folder.')] = '',
+) -> None:
     """Score a model on held-out images: those of its run, or those of data.root=PATH."""
+    if _is_detector(target):
+        with _extra('detect'):
+            from .detection.scoring import score as score_detector
+
+        score_detector(target, overrides or [], json, draw)
+        return
     with _extra('train'):
         from .classification.scoring import score
-
+    if json or draw:
+        raise UserError(f'{target}: --json and --draw are for detectors')
     score(target, overrides or [])
 
 
@@ -101,19 +119,44 @@ def predict(
             metavar='IMAGE...', show_default=False, help='Files, folders (all images below), wildcards, URLs.'
         ),
     ],
-    top: Annotated[int, typer.Option(metavar='N', min=1, help='How many classes of each image.')] = 5,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar='N', min=1, help='How many classes (5), or objects (all), of each image.'),
+    ] = None,
+    score: Annotated[
+        float, typer.Option(metavar='P', min=0, max=1, help='Objects below it are neither printed nor drawn.')
+    ] = 0.3,
     device: Annotated[str, typer.Option(help='auto, cpu, cuda or mps.')] = 'auto',
     batch_size: Annotated[int, typer.Option(metavar='N', min=1, help='Images that are computed at once.')] = 32,
-    json: Annotated[str, typer.Option(metavar='FILE', help='Write a JSON list there; - is stdout.')] = '',
-    csv: Annotated[str, typer.Option(metavar='FILE', help='Write a CSV table there; - is stdout.')] = '',
+    json: Annotated[
+        str,
+        typer.Option(metavar='FILE', help='Write a JSON list there, of objects as COCO results; - is stdout.'),
+    ] = '',
+    csv: Annotated[str, typer.Option(metavar='FILE', help='Write a CSV table of classes there; - is stdout.')] = '',
+    draw: Annotated[str, typer.Option(metavar='DIR', help='Draw the objects in that folder.')] = '',
 ) -> None:
-    """Print the likeliest classes of each image, with their probabilities.
+    """Print the likeliest classes of each image, with their probabilities, or the objects that a detector finds.
 
     The exit status is 1 where an image could not be read.
     """
+    if _is_detector(target):
+        from .detection.predict import predict as find
+
+        if csv:
+            raise UserError(f'--csv {csv}: for classes; of objects --json writes a list')
+        with _extra('detect'):
+            raise typer.Exit(find(target, images, top, score, device, batch_size, json, draw))
     from .classification.predict import predict as run
 
-    raise typer.Exit(run(target, images, top, device, batch_size, json, csv))
+    if draw:
+        raise UserError(f'--draw {draw}: for detectors, and {target} is a classifier')
+    raise typer.Exit(run(target, images, top or 5, device, batch_size, json, csv))
+
+
+def _is_detector(target: str) -> bool:
+    from .models import task_of
+
+    return task_of(target) == 'detection'
 
 
 @app.command('list')

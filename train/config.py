@@ -25,6 +25,11 @@ from .errors import UserError, near, one_line, program
 _DEEPEST = 20  # levels of lists and mappings in one value: no setting is deeper, and YAML can nest a value in itself
 _LARGEST = 2**63 - 1  # PyTorch and NumPy hold no larger integers
 _LARGEST_FLOAT = 1e36  # float32 overflows a little above
+_CLASSIFICATION_ONLY = (
+    *('data.image_size', 'data.crop_pct', 'data.interpolation', 'data.input_key', 'data.target_key'),
+    *('data.augment.scale', 'data.augment.ratio', 'data.augment.auto_augment', 'data.augment.erase'),
+    *('data.augment.mixup', 'data.augment.cutmix', 'data.augment.repeats', 'train.smoothing', 'train.compile'),
+)
 _OWN_SETTINGS = ('name', 'pretrained', 'num_classes')  # arguments of a model that are no model.kwargs
 
 
@@ -64,7 +69,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    backend: str = _setting('timm', 'none: the transform of the evaluation', choices=('timm', 'albumentations', 'none'))
+    backend: str = _setting(
+        'timm',
+        "timm: its transforms, in detection torchvision's; none: the transform of the evaluation",
+        choices=('timm', 'albumentations', 'none'),
+    )
     scale: list[float] = _setting(
         [0.08, 1.0], 'area of the random crop, as a share of the image', length=2, above=0, high=1, rising=True
     )
@@ -84,7 +93,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    root: str = _setting('', 'folder of the data: for images, with train/ and val/ in it and a folder for each class')
+    root: str = _setting(
+        '',
+        'folder of the data: for images, with train/ and val/ in it and a folder for each class; for detection, with '
+        'annotations/instances_SPLIT.json and the images of each split in SPLIT/',
+    )
     format: str = _setting(
         'auto',
         "auto: scikit-learn's digits without a root, a folder with one. Else folder, digits, torch/NAME (torchvision), "
@@ -139,6 +152,9 @@ class TrainConfig:
     clip: float | None = _setting(None, 'largest norm of the gradients; null or 0: any', low=0)
     smoothing: float = _setting(0.1, 'label smoothing', low=0, high=1)
     compile: bool = _setting(False, 'torch.compile the model')
+    grad_checkpointing: bool = _setting(
+        False, 'keep less of the backbone for the backward, and compute the rest again: memory for time'
+    )
     ema: float = _setting(
         0.0, 'decay of the average of the weights, which is then what is scored; 0: off', low=0, high=1
     )
@@ -165,12 +181,81 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    name: str = _setting('cosine', 'how the learning rate falls', choices=('cosine', 'poly', 'step', 'constant'))
-    warmup_epochs: int = _setting(5, 'epochs in which the learning rate rises', low=0)
+    name: str = _setting(
+        'cosine', 'how the learning rate falls', choices=('cosine', 'poly', 'step', 'multistep', 'constant')
+    )
+    warmup_epochs: float = _setting(5, 'epochs in which the learning rate rises', low=0)
     warmup_lr: float = _setting(1e-6, 'learning rate that the warmup starts from', low=0)
     min_lr: float = _setting(1e-5, 'learning rate at the end', low=0)
     decay_epochs: float = _setting(30, 'step: epochs between two steps', low=1)
-    decay_rate: float = _setting(0.1, 'step: factor of each step; poly: the power', low=0)
+    milestones: list[float] = _setting([8, 11], 'multistep: epochs of its steps', above=0, rising=True)
+    decay_rate: float = _setting(0.1, 'step, multistep: factor of each step; poly: the power', low=0)
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    detector: str = _setting(
+        'faster_rcnn',
+        'what is built on the backbone',
+        choices=('retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn', 'rt_detr'),
+    )
+    min_size: int = _setting(800, 'images are resized so that the shorter side has so many pixels', low=32, high=2**13)
+    max_size: int = _setting(1333, '... and the longer one no more than these', low=32, high=2**13)
+    scales: list[int] | None = _setting(
+        None, 'shorter sides that training images are resized to, one at random (multi-scale). Null: `min_size`', low=32
+    )
+    jitter: list[float] | None = _setting(
+        None,
+        'large-scale jitter: training images are resized to between so many times a square of `max_size`, and cut or '
+        'padded to it; [0.1, 2] is usual. Null: off',
+        length=2,
+        above=0,
+        rising=True,
+    )
+    aspect_batches: bool = _setting(True, 'training batches of wide or of tall images: less padding')
+    bad_boxes: str = _setting(
+        'drop',
+        'boxes without area or outside their image: leave them out and say so, or stop',
+        choices=('drop', 'error'),
+    )
+    levels: list[int] | None = _setting(
+        None,
+        'which maps of the backbone the pyramid stands on, by their stride: [8, 16, 32] for one-stage detectors, '
+        '[4, 8, 16, 32] for the R-CNNs where it is null',
+        low=1,
+        rising=True,
+    )
+    extra_levels: int | None = _setting(
+        None,
+        'coarser levels on top of those: two for one-stage detectors and one for the R-CNNs where it is null',
+        low=0,
+        high=2,
+    )
+    level_norms: bool = _setting(False, 'LayerNorm on each map of the backbone')
+    channels: int = _setting(256, 'of the pyramid', low=8, high=2**13)
+    anchor_sizes: list[float] | None = _setting(
+        None,
+        'size of the anchors of each level, in pixels; fcos: what stands for its stride. Null: 32, 64, ... from the '
+        'first level on, and in fcos the strides',
+        above=0,
+    )
+    anchor_scales: list[float] | None = _setting(
+        None, 'further factors on these sizes. Null: thirds of an octave for retinanet, else [1]', above=0
+    )
+    anchor_ratios: list[float] = _setting([0.5, 1.0, 2.0], 'height / width of the anchors', above=0)
+    head_convs: int = _setting(4, 'convolutions of the heads of one-stage detectors and of the masks', low=1, high=16)
+    head_channels: int = _setting(1024, 'hidden layers of the box head of the R-CNNs', low=1, high=2**13)
+    proposals: int = _setting(1000, 'regions that the R-CNNs look at; in training as well', low=1)
+    proposal_samples: int = _setting(256, 'anchors of an image in the loss of the region proposals', low=1)
+    proposal_iou: float = _setting(0.7, 'overlap from which on an anchor is one of an object', above=0, high=1)
+    box_samples: int = _setting(512, 'regions of an image in the loss of the box head', low=1)
+    roi_size: int = _setting(7, 'side of what the box head sees of a region', low=1, high=64)
+    roi_samples: int = _setting(2, 'points along an axis that each of its values is read from', low=1, high=8)
+    queries: int = _setting(300, 'rt_detr: objects that an image can have', low=1)
+    decoder_layers: int = _setting(6, 'rt_detr: layers of the decoder', low=1, high=64)
+    score_threshold: float = _setting(0.05, 'boxes below it are no detections', low=0, below=1)
+    nms_threshold: float = _setting(0.5, 'overlap from which on the lower of two boxes goes', above=0, high=1)
+    max_detections: int = _setting(100, 'of an image', low=1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +266,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    task: str = _setting('classification', 'what is trained', choices=('classification',))
+    task: str = _setting('classification', 'what is trained', choices=('classification', 'detection'))
     output: str = _setting('', 'the run folder; empty: the name of the config, in runs/')
     seed: int = _setting(0, 'of everything that is drawn at random', low=0)
     resume: str = _setting(
@@ -195,6 +280,7 @@ class Config:
     optim: OptimConfig = _section(OptimConfig, 'The optimizer.')
     schedule: ScheduleConfig = _section(ScheduleConfig, 'The learning rate over the run.')
     log: LogConfig = _section(LogConfig, 'What a run reports while it works.')
+    detection: DetectionConfig = _section(DetectionConfig, 'What is of task=detection alone.')
 
 
 # What may change between the two halves of a run: nothing that its numbers depend on.
@@ -214,7 +300,7 @@ def load(name: str, overrides: Sequence[str] = (), tell: Callable[[str], None] =
         UserError: no such recipe, unknown key, value of another type or out of bounds.
     """
     path = _find(name)
-    config = resolve(_read(path), overrides, tell)
+    config = resolve(read_settings(path), overrides, tell)
     return config if config.output else dataclasses.replace(config, output=f'runs/{path.stem}')
 
 
@@ -227,6 +313,7 @@ def resolve(settings: Mapping[str, Any], overrides: Sequence[str] = (), tell: Ca
     for key, value in changes:
         _set(merged, key, value)
     _check_keys(merged)
+    _check_task(merged)
     merged = _squares(merged)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
@@ -247,7 +334,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The settings as a file, without the section of a task that is not theirs."""
+    names = [item.name for item in dataclasses.fields(Config) if item.name != 'detection' or config.task == item.name]
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(OmegaConf.structured(config), names))
 
 
 def recipes() -> dict[str, Path]:
@@ -273,6 +362,10 @@ def sections(schema: type = Config, prefix: str = '') -> Iterator[tuple[str, dat
             yield from sections(item.type, f'{prefix}{item.name}.')  # type: ignore[arg-type]
 
 
+def default(item: dataclasses.Field) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
 def expected(item: dataclasses.Field) -> str:
     """In words, what a setting takes."""
     limits = item.metadata
@@ -283,7 +376,7 @@ def expected(item: dataclasses.Field) -> str:
         kind = 'a mapping'
     elif kind.startswith('list'):
         number = kind.removeprefix('list[').removesuffix(']')
-        kind = f'[{", ".join([number] * limits["length"])}]'
+        kind = f'[{", ".join([number] * limits["length"] if "length" in limits else [number, "..."])}]'
         if limits.get('square'):
             kind = f'{number} or {kind}'
     return ', '.join(filter(None, (kind, _bounds(limits)))) + (', or null' if '| None' in str(item.type) else '')
@@ -309,7 +402,8 @@ def _find(name: str) -> Path:
     raise UserError(f'no config {name!r}, neither a file nor one of `{program()} list --recipes`{hint}')
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file, unchecked."""
     try:
         settings = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding='utf-8')), resolve=False)
     except Exception as error:  # of the YAML parser, whose exceptions share no base with anything
@@ -383,6 +477,17 @@ def _check_keys(settings: Any, schema: type = Config, prefix: str = '') -> None:
                 raise _ill_typed(name, value, known[key])
 
 
+def _check_task(settings: Mapping[str, Any]) -> None:
+    """Check that no setting is of another task."""
+    task, given, known = settings.get('task', Config.task), flatten(settings), dict(fields())
+    for key, value in given.items():
+        whose = 'detection' if key.startswith('detection.') else 'classification'
+        if whose == 'classification' and key not in _CLASSIFICATION_ONLY:
+            continue
+        if task in ('classification', 'detection') and task != whose and value != default(known[key]):
+            raise UserError(f'{key}: a setting of task={whose}, and this is task={task}')
+
+
 def _is_of_kind(value: Any, item: dataclasses.Field) -> bool:
     kind = str(item.type)
     if isinstance(value, dict):
@@ -446,6 +551,7 @@ def _check_values(config: Config) -> None:
         limits = item.metadata
         numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, (int, float))]
         wrong = not all(map(math.isfinite, numbers))
+        wrong |= value == []
         wrong |= 'length' in limits and len(value) != limits['length']
         wrong |= 'choices' in limits and value not in limits['choices']
         wrong |= 'low' in limits and any(number < limits['low'] for number in numbers)

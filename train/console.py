@@ -37,6 +37,10 @@ def say(text: str) -> None:
     console.print(text)
 
 
+def say_nothing(_: str) -> None:
+    """What a process says that is not the main one."""
+
+
 def show_table(title: str, rows: dict[str, str]) -> None:
     """Print names and values under a title."""
     table = Table(title=title, show_header=False)

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from .build import check_batch_size, create_optimizer, create_schedule, head_lr, make_accelerator
+from .build import check_batch_size, checkpoint_gradients, create_optimizer, create_schedule, head_lr, make_accelerator
 from .checkpoint import load_weights, read_weights, save_state, save_weights
 from .config import Config
 from .console import Interruption, say, track
@@ -49,7 +50,7 @@ class Task(Protocol):
     def build(self, *, start: bool) -> None:
         """Make the model and the loaders; `start`: with the weights that training starts from."""
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor: ...
+    def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor: ...
 
     def score(self, model: nn.Module, watch: Callable[[Iterable], Iterable], bad: BadImages) -> Any:
         """The scores on the held-out split. `watch` wraps its batches, and raises `Stopped` where the run must stop."""
@@ -127,6 +128,8 @@ class Run:
         seed_everything(config.seed)
         task.build(start=origin is None)
         self.model, self.loader = task.model, task.loader
+        if config.train.grad_checkpointing:
+            checkpoint_gradients(self.model)
         average = config.train.ema
         self.ema = ModelEmaV3(self.model, average, use_warmup=config.train.ema_warmup) if average else None
         accumulate = config.train.grad_accum
@@ -161,7 +164,7 @@ class Run:
         spec, config = self.task.spec, self.config
         size = 'x'.join(map(str, spec.data['input_size'][1:]))
         say(
-            f'{spec.name}, {count_parameters(self.model) / 1e6:.2f} M parameters, {spec.num_classes} classes, '
+            f'{spec.title}, {count_parameters(self.model) / 1e6:.2f} M parameters, {spec.num_classes} classes, '
             f'images of {size}: {self.loader.batches} batches of {config.data.batch_size} an epoch '
             f'on {self.processes} x {self.device.type}, {config.precision}'
         )
@@ -226,14 +229,13 @@ class Run:
 
     def _step(self, batch: Batch) -> Tensor:
         """One batch, and its loss. With gradient accumulation the optimiser waits for the last of several."""
-        images, labels, problems = batch
+        *batch_here, problems = batch
         progress, clip = self.progress, self.config.train.clip
         self.bad.add(problems)
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
+        images, targets = send_to_device(batch_here, self.device, non_blocking=True)
         seed_everything(self.config.seed, progress.epoch, progress.batch, self.rank, 1)
         with self.accelerator.accumulate(self.wrapped):
-            loss = self.task.loss(self.wrapped, images, labels)
+            loss = self.task.loss(self.wrapped, images, targets)
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and clip:
                 self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip)

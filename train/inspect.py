@@ -8,11 +8,10 @@ from timm.models import PretrainedCfg
 
 from attnzoo.backbones import checkpoint_folder, official_file, placed_file
 
-from .checkpoint import load_weights
 from .console import console, show_table
 from .download import is_url
 from .errors import UserError, few, near, program
-from .models import count_parameters, create, multiply_adds, read, weights_file
+from .models import count_parameters, create, multiply_adds, read, rebuild, weights_file
 
 
 def show_list(pattern: str = '*') -> None:
@@ -60,14 +59,16 @@ def _show_weights(path: Path) -> None:
     state, spec, facts = read(path)
     if spec is None:
         raise UserError(f'{path}: does not say which model it is; `{program()} convert {path} DST --model NAME` does')
-    model = create(spec.name, num_classes=spec.num_classes, **spec.kwargs)
-    load_weights(model, state, str(path))
-    own, full = count_parameters(model) / 1e6, count_parameters(create(spec.name)) / 1e6
-    multiplications = multiply_adds(spec.name, spec.data['input_size'], num_classes=spec.num_classes, **spec.kwargs)
+    parameters = f'{count_parameters(rebuild(spec, state, str(path))) / 1e6:.2f} M'
+    multiplications = None
+    if not spec.detection:
+        full = count_parameters(create(spec.name)) / 1e6
+        parameters += f' of {full:.2f} M ({spec.name} as published)' if spec.kwargs else ''
+        multiplications = multiply_adds(spec.name, spec.data['input_size'], num_classes=spec.num_classes, **spec.kwargs)
     rows = {
-        'model': spec.name,
+        'model': spec.title,
         'model.kwargs': ', '.join(f'{key}={value}' for key, value in spec.kwargs.items()) or 'none',
-        'parameters': f'{own:.2f} M' + (f' of {full:.2f} M ({spec.name} as published)' if spec.kwargs else ''),
+        'parameters': parameters,
         'GMACs': f'{multiplications / 1e9:.2f}' if multiplications else 'cannot be counted',
         'input size': 'x'.join(map(str, spec.data['input_size'])),
         'classes': f'{spec.num_classes}' + (f': {few(spec.classes)}' if spec.classes else ', without names'),

@@ -36,10 +36,16 @@ class ModelSpec:
     kwargs: dict[str, Any]
     data: dict[str, Any]  # input_size (channels, height, width), interpolation, mean, std, crop_pct, crop_mode
     classes: list[str]  # empty where nobody has named them
+    detection: dict[str, Any] | None = None  # of a detector: its settings, and the ids of its categories
+
+    @property
+    def title(self) -> str:
+        return f'{self.detection["settings"]["detector"]} on {self.name}' if self.detection else self.name
 
     def metadata(self, **facts: Any) -> dict[str, str]:
         """The spec and further facts, as safetensors keeps them: under one key, for it writes several in any order."""
-        return {METADATA_KEY: json.dumps({'model': asdict(self), **facts})}
+        model = {key: value for key, value in asdict(self).items() if value is not None}
+        return {METADATA_KEY: json.dumps({'model': model, **facts})}
 
     def class_name(self, index: int) -> str:
         return self.classes[index] if self.classes else f'class {index}'
@@ -75,11 +81,14 @@ def complete(config: 'Config') -> 'Config':
     _, spec, _ = read(weights_file(weights))
     if spec is None:
         return config
+    if spec.detection and config.task != 'detection':
+        raise UserError(f'model.weights={weights} is of a detector: task=detection goes on from it')
     if spec.name.split('.')[0] != config.model.name.split('.')[0]:
         raise UserError(f'model.weights={weights} is of {spec.name}: say model.name={spec.name}')
     pixels = {key: [*spec.data[key]] * (3 // len(spec.data[key])) for key in ('mean', 'std')}  # of grey: for each
     own: dict[str, Any] = {key: getattr(config.data, key) or value for key, value in pixels.items()}
-    own['interpolation'] = config.data.interpolation or spec.data['interpolation']
+    if config.task == 'classification':
+        own['interpolation'] = config.data.interpolation or spec.data['interpolation']
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, kwargs={**spec.kwargs, **config.model.kwargs}),
@@ -108,16 +117,16 @@ def build(
     if start and model_config.weights:
         source = weights_file(model_config.weights)
         state, origin, _ = read(source)
-        _start_from(model, translate_weights(model, state), str(source), origin, spec, tell)
+        start_from(model, translate_weights(model, state), str(source), origin, spec, tell)
     elif start and model_config.pretrained:
-        published = _create_pretrained(name, kwargs)
+        published = create_pretrained(name, kwargs)
         origin = spec_of(published, name, kwargs, imagenet_classes(published))
-        _start_from(model, published.state_dict(), f'the published weights of {name}', origin, spec, tell)
+        start_from(model, published.state_dict(), f'the published weights of {name}', origin, spec, tell)
     try_on_images(model, spec)
     return model, spec
 
 
-def _create_pretrained(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+def create_pretrained(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     try:
         return create(name, pretrained=True, **kwargs)
     except UserError as error:
@@ -127,7 +136,7 @@ def _create_pretrained(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise UserError(f'{error}; {instead}') from error
 
 
-def _start_from(
+def start_from(
     model: nn.Module,
     state: Mapping[str, Tensor],
     source: str,
@@ -216,9 +225,7 @@ def load(target: str) -> tuple[nn.Module, ModelSpec, str]:
         if spec is None:
             command = f'{program()} convert {path} DST --model NAME'
             raise UserError(f'{path}: does not say which model it is; `{command}` does')
-        model = create(spec.name, num_classes=spec.num_classes, **spec.kwargs)
-        load_weights(model, state, str(path))
-        return model, spec, str(path)
+        return rebuild(spec, state, str(path)), spec, str(path)
     if not timm.is_model(target):
         raise UserError(
             f'{target!r} is neither a run folder nor a model{near(target.split(".")[0], timm.list_models())}'
@@ -227,6 +234,26 @@ def load(target: str) -> tuple[nn.Module, ModelSpec, str]:
     if not model.num_classes:
         raise UserError(f'{target} has no classifier: train one with model.name={target} model.pretrained=true')
     return model, spec_of(model, target, {}, imagenet_classes(model)), f'{target}, pretrained'
+
+
+def rebuild(spec: ModelSpec, state: Mapping[str, Tensor], source: str) -> nn.Module:
+    """The model of a spec with these weights, from `source`."""
+    if spec.detection:
+        from .detection.detectors import build as build_detector
+
+        model: nn.Module = build_detector(spec)
+    else:
+        model = create(spec.name, num_classes=spec.num_classes, **spec.kwargs)
+    load_weights(model, state, source)
+    return model
+
+
+def task_of(target: str) -> str:
+    """What a run folder, a file of weights or a model by name is for: classification or detection."""
+    if is_url(target) or Path(target).exists():
+        _, spec, _ = read(weights_file(target))
+        return 'detection' if spec and spec.detection else 'classification'
+    return 'classification'
 
 
 def weights_file(target: str) -> Path:
@@ -272,6 +299,8 @@ def _check(spec: ModelSpec) -> None:
         'mean': len(spec.data['mean']) == len(spec.data['std']) == channels and all(map(math.isfinite, statistics)),
         'std': min(*spec.data['std'], spec.data['crop_pct']) > 0,
         'classes': len(spec.classes) in (0, spec.num_classes) and all(isinstance(name, str) for name in spec.classes),
+        'detection': spec.detection is None
+        or (isinstance(spec.detection['settings'], dict) and len(spec.detection['category_ids']) == spec.num_classes),
     }
     if wrong := [key for key, holds in right.items() if not holds]:
         raise ValueError(', '.join(wrong))

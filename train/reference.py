@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 from rich.table import Column, Table
 
-from .config import expected, fields, load, recipes, sections
+from .config import default, expected, fields, load, recipes, sections
 from .console import console, say
 from .errors import UserError, near
 
@@ -58,5 +58,5 @@ def show_recipes(pattern: str = '*') -> None:
 
 def _default(item: dataclasses.Field) -> str:
     """The default as YAML."""
-    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+    value = default(item)
     return value if isinstance(value, str) and value else json.dumps(value)

@@ -92,7 +92,9 @@ def _difference(name: str, before: Any, now: Any) -> str:
 
 
 def _check_settings(config: Config, origin: Origin, processes: int) -> None:
-    before, now = flatten(origin.state['config']), flatten(dataclasses.asdict(config))
+    # What the version that began it did not have is as it was then: the default.
+    before = flatten(dataclasses.asdict(Config())) | flatten(origin.state['config'])
+    now = flatten(dataclasses.asdict(config))
     free: tuple[str, ...] = FREE_TO_CHANGE
     if origin.epochs_done == origin.planned < config.train.epochs:
         free += ('train.epochs',)  # a run that has ended can be made longer

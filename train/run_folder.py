@@ -24,7 +24,10 @@ from .config import Config, to_yaml
 from .errors import UserError
 from .launch import command_line
 
-PACKAGES = ('torch', 'torchvision', 'timm', 'triton', 'accelerate', 'albumentations', 'numpy', 'pillow', 'safetensors')
+PACKAGES = (
+    *('torch', 'torchvision', 'timm', 'triton', 'accelerate', 'albumentations'),
+    *('numpy', 'pillow', 'safetensors', 'faster-coco-eval', 'transformers'),
+)
 
 
 class RunFolder:
@@ -42,8 +45,11 @@ class RunFolder:
         self.curves = self.path / 'curves.png'
         self.confusion = self.path / 'confusion_matrix.png'
         self.wrong = self.path / 'wrong_predictions.png'
+        self.precision = self.path / 'precision_recall.png'
+        self.detections = self.path / 'detections.png'
         self.events = self.path / 'tensorboard'
         self.holder = self.path / 'running.json'  # who works here, while somebody does
+        self.pictures = [self.curves, self.confusion, self.wrong, self.precision, self.detections]
         self._lock = FileLock(self.path / '.lock')
         self._made = False
 
@@ -112,7 +118,7 @@ class RunFolder:
             for path in (before.best, before.metrics):
                 if path.exists():
                     shutil.copy(path, self.path)
-        for path in (self.summary, self.curves, self.confusion, self.wrong):
+        for path in (self.summary, *self.pictures):
             path.unlink(missing_ok=True)
         # A run that was killed may have written of an epoch that its checkpoint does not know.
         write_atomically(self.metrics, b''.join(_to_line(line) for line in self.read_metrics()[:epochs]))
@@ -131,6 +137,21 @@ class RunFolder:
 
 def _to_line(content: dict[str, Any]) -> bytes:
     return (json.dumps(content) + '\n').encode()
+
+
+def rows_of_run(summary: dict[str, Any]) -> dict[str, str]:
+    """What every task's table at the end of a run shows of its summary."""
+    rows = {
+        'held-out images': f'{summary["images"]:,}',
+        'best epoch': f'{summary["best_epoch"]} of {summary["epochs"]}',
+        'parameters': f'{summary["parameters"]:,}',
+        'training speed': f'{summary["images_per_second"]:,.0f} images/s',
+        'time': f'{summary["seconds"]:.0f} s',
+        'peak memory': f'{summary["peak_memory_bytes"] / 2**20:,.0f} MiB',
+    }
+    if summary['bad_images']:
+        rows['unreadable images'] = str(len(summary['bad_images']))
+    return rows
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from attnzoo.train.errors import UserError
 def test_every_packaged_recipe_is_valid():
     known = config.recipes()
     assert {'classification/digits_biformer', 'classification/finetune'} <= set(known)
-    for path in known.values():
-        assert config.load(str(path)).task == 'classification'
+    for name, path in known.items():
+        assert config.load(str(path)).task == name.split('/')[0]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,8 @@ def test_what_is_written_loads_as_the_same_settings(recipe: Path, tmp_path: Path
         ('data.batch_size=0', 'data.batch_size: got 0, expected int, from 1 to 1048576'),
         ('data.augment.hflip=2', 'data.augment.hflip: got 2.0, expected float, from 0 to 1'),
         ('device=gpu', "device: got 'gpu', expected one of auto, cpu, cuda, mps"),
-        ('task=detection', "task: got 'detection', expected one of classification"),
+        ('task=segmentation', "task: got 'segmentation', expected one of classification, detection"),
+        ('detection.min_size=64', 'detection.min_size: a setting of task=detection, and this is task=classification'),
         ('seed', "'seed' is no setting: settings follow the config as key=value"),
         ('--seed=1', "'--seed=1' is no setting"),
     ],

@@ -1,31 +1,22 @@
 """Classes of image files: what `attnzoo predict` does."""
 
 import csv
-import glob
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import torch
-from timm.utils import natural_key
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from .. import models
-from ..checkpoint import write_atomically
 from ..console import say
-from ..data.images import EXTENSIONS, decode, is_hidden
+from ..data.images import decode
+from ..data.samples import Source
 from ..data.transforms import eval_transform
-from ..download import is_url
-from ..errors import UserError, complain, one_line
-
-_SECONDS = 30  # that a server may take to answer
-_WORKERS = 4  # processes that decode, where there is more than one batch
+from ..errors import complain
+from ..inputs import batches, check_folders, expand, printable, write
 
 
 @dataclass(frozen=True)
@@ -55,46 +46,24 @@ def predict(
     Returns:
         Exit status: 1 where an image could not be read, else 0.
     """
-    files = [file for file in (json_file, csv_file) if file]
-    for file in files:
-        if not Path(file).parent.is_dir():
-            raise UserError(f'{file}: no folder {Path(file).parent}')
+    check_folders(json_file, csv_file)
     place = models.pick_device(device)
-    found = list(_expand(inputs))
+    found = list(expand(inputs))
     predictions = []
     for prediction in _predict(target, found, top, place, batch_size):
         predictions.append(prediction)
         if prediction.error:
             complain(f'cannot read image {prediction.path}: {prediction.error}')
-        elif not files:
-            say(_printable(prediction.path))
+        elif not (json_file or csv_file):
+            say(printable(prediction.path))
             for best in prediction.classes:
                 say(f'  {100 * best["probability"]:6.2f} %  {best["class"]}')
-    _write(json_file, json.dumps([prediction.record() for prediction in predictions], indent=2) + '\n')
-    _write(csv_file, _as_csv(predictions))
+    write(json_file, json.dumps([prediction.record() for prediction in predictions], indent=2) + '\n')
+    write(csv_file, _as_csv(predictions))
     failed = sum(bool(prediction.error) for prediction in predictions)
     if failed and len(predictions) > 1:
         complain(f'{failed} of {len(predictions)} images cannot be read')
     return int(failed > 0)
-
-
-def _expand(inputs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The images that the inputs mean, and for inputs that mean none the reason."""
-    for text in inputs:
-        if os.path.isdir(text):
-            below = [
-                os.path.join(folder, name) for folder, _, names in os.walk(text, followlinks=True) for name in names
-            ]
-            paths = [path for path in below if not is_hidden(os.path.relpath(path, text))]
-            paths = [path for path in paths if path.lower().endswith(EXTENSIONS)]
-            yield from [(path, '') for path in sorted(paths, key=natural_key)] or [(text, 'no images in this folder')]
-        elif is_url(text) or os.path.exists(text):
-            yield text, ''
-        elif glob.has_magic(text):
-            matches = sorted(glob.glob(text, recursive=True), key=natural_key)
-            yield from _expand(matches) if matches else [(text, 'no file matches')]
-        else:
-            yield text, 'no such file'
 
 
 def _predict(
@@ -106,8 +75,7 @@ def _predict(
     model, spec, _ = models.load(target)
     models.try_on_images(model, spec)
     model.to(device).eval()
-    workers = min(_WORKERS, os.cpu_count() or 1) if len(found) > batch_size else 0
-    for batch in DataLoader(_Images(found, spec), batch_size, num_workers=workers, collate_fn=list):
+    for batch in batches(found, _Read(spec), batch_size):
         images = [image for _, image, _ in batch if image is not None]
         probabilities: Iterator[Tensor] = iter(_probabilities(model, torch.stack(images).to(device)) if images else [])
         for path, image, problem in batch:
@@ -127,28 +95,14 @@ def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
     return model(images).float().softmax(-1).cpu()
 
 
-class _Images(Dataset):
-    """Path, transformed image and reason, where there is no image."""
+class _Read:
+    """One image as the model takes it. It can be pickled."""
 
-    def __init__(self, found: list[tuple[str, str]], spec: models.ModelSpec):
-        self.found, self.transform = found, eval_transform(spec.data)
+    def __init__(self, spec: models.ModelSpec):
+        self.transform = eval_transform(spec.data)
 
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
-        path, problem = self.found[index]
-        if problem:
-            return path, None, problem
-        try:
-            return path, self.transform(decode(_fetch(path) if is_url(path) else path, self.transform.channels)), ''
-        except Exception as error:  # of the network too
-            return path, None, one_line(error)
-
-
-def _fetch(url: str) -> io.BytesIO:
-    with urlopen(url, timeout=_SECONDS) as answer:
-        return io.BytesIO(answer.read())
+    def __call__(self, source: Source) -> Tensor:
+        return self.transform(decode(source, self.transform.channels))
 
 
 def _as_csv(predictions: list[Prediction]) -> str:
@@ -161,16 +115,3 @@ def _as_csv(predictions: list[Prediction]) -> str:
         if prediction.error:
             writer.writerow([prediction.path, '', '', '', '', prediction.error])
     return text.getvalue()
-
-
-def _write(file: str, text: str) -> None:
-    if file == '-':
-        print(_printable(text), end='')
-    elif file:
-        write_atomically(Path(file), text.encode(errors='surrogateescape'))
-        say(f'wrote {file}')
-
-
-def _printable(text: str) -> str:
-    """Text with '?' for the bytes of a file name that no encoding explains."""
-    return text.encode(errors='replace').decode()

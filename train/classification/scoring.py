@@ -14,7 +14,7 @@ from ..build import make_accelerator
 from ..classes import match_classes
 from ..config import Config, load, resolve
 from ..console import say, show_table, track
-from ..data.loading import BadImages, Batch, eval_loader, open_dataset
+from ..data.loading import BadImages, Batch, Labelled, eval_loader, open_dataset
 from ..data.samples import Stream
 from ..data.transforms import eval_transform
 from ..errors import UserError, few, program
@@ -72,7 +72,8 @@ def score_model(config: Config, model: nn.Module, spec: models.ModelSpec, accele
             say(remark)
     rank, processes = accelerator.process_index, accelerator.num_processes
     # A label that the model does not have says that these are other data, and not that one image is bad.
-    batches = eval_loader(config.data, samples, eval_transform(spec.data), _ANY_LABEL, rank, processes)
+    reader = Labelled(eval_transform(spec.data), _ANY_LABEL)
+    batches = eval_loader(config.data, samples, reader, rank, processes)
     total = None if isinstance(samples, Stream) else len(batches)
     tracked = track(batches, 'scoring', total, config.log.seconds, show=main)
     bad = BadImages(config.data.max_bad_images, [], say)

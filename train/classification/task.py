@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .. import engine, models
 from ..config import Config
-from ..console import say
-from ..data.loading import BadImages, TrainLoader, data_format, eval_loader, open_dataset
+from ..console import say, say_nothing
+from ..data.loading import BadImages, Labelled, TrainLoader, data_format, eval_loader, open_dataset
 from ..data.transforms import eval_transform, train_transform
 from ..errors import UserError
 from ..run_folder import RunFolder
@@ -50,17 +50,17 @@ class Classification:
 
     def build(self, *, start: bool) -> None:
         config, rank, processes = self.config, self.accelerator.process_index, self.accelerator.num_processes
-        tell = say if self.accelerator.is_main_process else _say_nothing
+        tell = say if self.accelerator.is_main_process else say_nothing
         for remark in (*self.images.remarks, *self.held_out.remarks):
             tell(remark)
         self.model, self.spec = models.build(
             config.model, config.data, self.num_classes, self.classes, tell, start=start
         )
-        transform, count = train_transform(config.data.augment, self.spec.data), self.num_classes
+        reader = Labelled(train_transform(config.data.augment, self.spec.data), self.num_classes)
         accumulate = config.train.grad_accum
-        self.loader = TrainLoader(config.data, self.images, transform, count, config.seed, accumulate, rank, processes)
-        transform = eval_transform(self.spec.data)
-        self.scoring = eval_loader(config.data, self.held_out, transform, count, rank, processes)
+        self.loader = TrainLoader(config.data, self.images, reader, config.seed, accumulate, rank, processes)
+        reader = Labelled(eval_transform(self.spec.data), self.num_classes)
+        self.scoring = eval_loader(config.data, self.held_out, reader, rank, processes)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         if self.mixup:
@@ -124,7 +124,3 @@ def _default_parameters(spec: models.ModelSpec) -> int | None:
             return models.count_parameters(models.create(spec.name, num_classes=spec.num_classes))
     except (UserError, NotImplementedError, RuntimeError):
         return None
-
-
-def _say_nothing(_: str) -> None:
-    """What a process says that is not the main one."""

@@ -1,4 +1,4 @@
-"""Images for training and scoring: what `data.*` names, read, augmented and put in batches.
+"""Images for training and scoring: what `data.*` names, read and put in batches. What a batch is, its task says.
 
 Every random choice is drawn from a seed that says where in the run it is made: the order of an epoch from (seed,
 epoch), the augmentation of a sample from (seed, epoch, position in the epoch). So any part of a run can be done again,
@@ -8,9 +8,9 @@ by any number of workers, without the parts before it.
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..config import DataConfig
 from ..errors import UserError, one_line
 from .images import EXTENSIONS, UnreadableImage, decode
-from .samples import Digits, Folder, Samples, Stream, Torchvision, pick_split
+from .samples import Digits, Folder, Samples, Source, Stream, Torchvision, pick_split
 from .transforms import Transform
 
 
@@ -35,8 +35,37 @@ class Problem(NamedTuple):
 
 
 Key = tuple[int, int, Any]  # epoch, position in it, item of the samples
-Sample = tuple[Tensor, int] | Problem
-Batch = tuple[Tensor, Tensor, list[Problem]]  # images, labels, and what is not among them
+Batch = tuple[Any, Any, list[Problem]]  # images, their targets, and what is not among them
+
+
+class Reader(Protocol):
+    """What a task makes of a sample, and of several of them. It can be pickled."""
+
+    def __call__(self, source: Source, target: Any) -> tuple[Any, Any]:
+        """The image and its target for the model. Whatever is raised is a reason why the sample cannot be read."""
+
+    def collate(self, samples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+        """The images and the targets of a batch, which may be none."""
+
+
+class Labelled:
+    """A `Reader` of images with one class each: tensors of images and labels.
+
+    Args:
+        num_classes: labels are below it.
+    """
+
+    def __init__(self, transform: Transform, num_classes: int):
+        self.transform, self.num_classes = transform, num_classes
+
+    def __call__(self, source: Source, target: Any) -> tuple[Tensor, int]:
+        if not isinstance(target, (int, np.integer)) or not 0 <= target < self.num_classes:
+            raise UnreadableImage(f'its label is {target!r}, expected a number from 0 to {self.num_classes - 1}')
+        return self.transform(decode(source, self.transform.channels)), int(target)
+
+    def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        images = torch.stack([image for image, _ in samples]) if samples else torch.empty(0)
+        return images, torch.tensor([label for _, label in samples], dtype=torch.long)
 
 
 def seed_everything(*numbers: int) -> None:
@@ -118,21 +147,18 @@ def _open_folder(config: DataConfig, split: str) -> Folder:
 
 
 class _Readable(Dataset):
-    """Images and labels by (epoch, position in the epoch, item of the samples)."""
+    """Images and targets by (epoch, position in the epoch, item of the samples)."""
 
-    def __init__(self, samples: Samples, transform: Transform, num_classes: int, seed: int | None):
-        self.samples, self.transform, self.num_classes, self.seed = samples, transform, num_classes, seed
+    def __init__(self, samples: Samples, reader: Reader, seed: int | None):
+        self.samples, self.reader, self.seed = samples, reader, seed
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: Key) -> tuple[Any, Any] | Problem:
         epoch, position, item = key
         try:
-            source, label = self.samples[item]
-            if not isinstance(label, (int, np.integer)) or not 0 <= label < self.num_classes:
-                raise UnreadableImage(f'its label is {label!r}, expected a number from 0 to {self.num_classes - 1}')
-            image = decode(source, self.transform.channels)
+            source, target = self.samples[item]
             if self.seed is not None:
                 seed_everything(self.seed, epoch, position)
-            return self.transform(image), int(label)
+            return self.reader(source, target)
         except Exception as error:  # of files, tables, decoders, and transforms of images of one pixel
             return Problem(self.samples.name(item), one_line(error))
 
@@ -204,11 +230,9 @@ class _EvalOrder(Sampler[Key]):
 
 
 class TrainLoader:
-    """Shuffled, augmented batches of one process, all of them full.
+    """Shuffled batches of one process, all of them full.
 
     Args:
-        transform: of one image.
-        num_classes: labels are below it.
         accumulate: an epoch has a multiple of so many batches.
         rank, processes: this process among those that share an epoch.
 
@@ -220,8 +244,7 @@ class TrainLoader:
         self,
         config: DataConfig,
         samples: Samples,
-        transform: Transform,
-        num_classes: int,
+        reader: Reader,
         seed: int,
         accumulate: int,
         rank: int,
@@ -238,9 +261,10 @@ class TrainLoader:
             self.order = _StreamOrder(samples, self.batches, accumulate, config, seed, rank, processes)
         else:
             self.order = _EpochOrder(samples, self.batches, config, seed, rank, processes)
-        readable = _Readable(samples, transform, num_classes, seed)
+        readable = _Readable(samples, reader, seed)
         persistent = _workers(config) > 0
-        self.loader = _data_loader(config, readable, _collate_full, self.order, persistent_workers=persistent)
+        collate = _Collate(reader, full=True)
+        self.loader = _data_loader(config, readable, collate, self.order, persistent_workers=persistent)
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from number `start` on.
@@ -248,22 +272,20 @@ class TrainLoader:
         Other images stand in for those that cannot be read: of the batch, or of the batch before.
         """
         self.order.epoch, self.order.start = epoch, start
-        before = torch.empty(0), torch.empty(0)
-        for images, labels, problems in self.loader:
-            if len(labels):
-                before = images, labels
-            elif not len(before[1]):
+        before = None
+        for images, targets, problems in self.loader:
+            if len(targets):
+                before = images, targets
+            elif before is None:
                 reason = ': '.join(problems[0])
                 raise UserError(f'not one image of a batch of {self.order.batch_size} can be read, such as {reason}')
             yield *before, problems
 
 
-def eval_loader(
-    config: DataConfig, samples: Samples, transform: Transform, num_classes: int, rank: int, processes: int
-) -> DataLoader:
+def eval_loader(config: DataConfig, samples: Samples, reader: Reader, rank: int, processes: int) -> DataLoader:
     """Every image once, in order; this process's share of them. Its length is unknown where they are a stream."""
-    readable = _Readable(samples, transform, num_classes, None)
-    return _data_loader(config, readable, _collate, _EvalOrder(samples, rank, processes))
+    readable = _Readable(samples, reader, None)
+    return _data_loader(config, readable, _Collate(reader, full=False), _EvalOrder(samples, rank, processes))
 
 
 def _data_loader(
@@ -293,20 +315,23 @@ def _leave_signals_to_parent(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _collate(samples: list[Sample]) -> Batch:
-    good = [sample for sample in samples if not isinstance(sample, Problem)]
-    bad = [sample for sample in samples if isinstance(sample, Problem)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return images, torch.tensor([label for _, label in good], dtype=torch.long), bad
+class _Collate:
+    """A batch of samples and of problems.
 
+    Args:
+        full: other images of the batch stand in for those that could not be read.
+    """
 
-def _collate_full(samples: list[Sample]) -> Batch:
-    """As `_collate`, but other images of the batch stand in for those that could not be read."""
-    images, labels, bad = _collate(samples)
-    if bad and len(images):
-        chosen = torch.arange(len(samples)) % len(images)
-        images, labels = images[chosen], labels[chosen]
-    return images, labels, bad
+    def __init__(self, reader: Reader, *, full: bool):
+        self.reader, self.full = reader, full
+
+    def __call__(self, samples: list[tuple[Any, Any] | Problem]) -> Batch:
+        good = [sample for sample in samples if not isinstance(sample, Problem)]
+        bad = [sample for sample in samples if isinstance(sample, Problem)]
+        if self.full and good:
+            good = [good[index % len(good)] for index in range(len(samples))]
+        images, targets = self.reader.collate(good)
+        return images, targets, bad
 
 
 class BadImages:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attnzoo.train import pictures
 from attnzoo.train.classification import report
 from attnzoo.train.classification.evaluation import Mistake, Scores
 from attnzoo.train.models import ModelSpec
@@ -55,14 +56,14 @@ def test_names_are_written_in_any_script_or_numbered(drawn, tmp_path, caplog, re
 
 
 def test_the_font_of_boxes_is_no_font():
-    families, names = report._writable({0: 'plain', 1: '\U000f0000', 2: 'two\nlines'})
+    families, names = pictures.writable({0: 'plain', 1: '\U000f0000', 2: 'two\nlines'})
     assert names == {0: 'plain', 1: 'class 1', 2: 'class 2'}
     assert not any('Last Resort' in family for family in families)
 
 
 def test_another_font_stands_in_where_it_has_the_letters():
     """Matplotlib's own mathematical font has letters that its plain one lacks."""
-    families, names = report._writable({0: '\U0001d573'})
+    families, names = pictures.writable({0: '\U0001d573'})
     assert len(families) > 1 and names == {0: '\U0001d573'}
 
 

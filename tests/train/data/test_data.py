@@ -30,7 +30,7 @@ LOOK = {
 def loader(config: DataConfig, *, seed: int = 0, accumulate: int = 1, rank: int = 0, processes: int = 1):
     samples = loading.open_dataset(config, config.train_split)
     transform = train_transform(config.augment, LOOK)
-    return loading.TrainLoader(config, samples, transform, 10, seed, accumulate, rank, processes)
+    return loading.TrainLoader(config, samples, loading.Labelled(transform, 10), seed, accumulate, rank, processes)
 
 
 def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:
@@ -92,7 +92,10 @@ def test_evaluation_sees_every_image_once_in_order(images: Path):
     assert samples.classes == ['blue', 'green', 'red']
     transform = eval_transform(LOOK)
     for processes in (1, 2):
-        shares = [loading.eval_loader(config, samples, transform, 3, rank, processes) for rank in range(processes)]
+        shares = [
+            loading.eval_loader(config, samples, loading.Labelled(transform, 3), rank, processes)
+            for rank in range(processes)
+        ]
         labels = torch.cat([labels for share in shares for _, labels, _ in share])
         assert torch.equal(labels.sort().values, torch.arange(3).repeat_interleave(8))
 
@@ -185,7 +188,9 @@ def test_a_dataset_of_torchvision_is_read_in_colour(tmp_path: Path):
     config = DataConfig(root=str(tmp_path), format='torch/mnist', batch_size=4, workers=0)
     samples = loading.open_dataset(config, 'validation')
     assert len(samples.classes) == 10
-    images, labels, bad = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 10, 0, 1)))
+    images, labels, bad = next(
+        iter(loading.eval_loader(config, samples, loading.Labelled(eval_transform(LOOK), 10), 0, 1))
+    )
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [3, 1, 4, 1] and not bad
 
 
@@ -196,7 +201,9 @@ def test_folders_of_torchvision_are_decoded_like_ours(images: Path):
     config = DataConfig(root=str(images), format='torch/image_folder', batch_size=24, workers=0)
     samples = loading.open_dataset(config, 'validation')
     assert samples.classes == ['blue', 'green', 'red']
-    pixels, labels, problems = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1)))
+    pixels, labels, problems = next(
+        iter(loading.eval_loader(config, samples, loading.Labelled(eval_transform(LOOK), 3), 0, 1))
+    )
     assert problems == [(str(images / 'val' / 'red' / '01.png'), 'not an image in a format that can be read')]
     assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 7
     assert torch.allclose(pixels[16], torch.tensor(2 * 128 / 255 - 1), atol=1e-6)
@@ -214,7 +221,7 @@ LOOK = {'input_size': (3, 16, 16), 'interpolation': 'bicubic', 'mean': (0.5,) * 
 def batches(config, augment, workers):
     samples = loading.open_dataset(config, config.train_split)
     config = DataConfig(batch_size=12, workers=workers)
-    loader = loading.TrainLoader(config, samples, train_transform(augment, LOOK), 3, 0, 1, 0, 1)
+    loader = loading.TrainLoader(config, samples, loading.Labelled(train_transform(augment, LOOK), 3), 0, 1, 0, 1)
     return [images for epoch in (0, 1) for images, _, _ in loader.epoch(epoch, 0)]
 
 if __name__ == '__main__':

@@ -102,7 +102,7 @@ def test_names_of_any_script_links_and_endings(tmp_path: Path):
     samples = open_split(tmp_path)
     assert samples.classes == [umlaut, '猫']
     assert names(open_split(tmp_path, 'validation', samples.classes)) == [f'val/{umlaut}/1.bmp']
-    loaded = loading.eval_loader(DataConfig(workers=0), samples, eval_transform(LOOK), 2, 0, 1)
+    loaded = loading.eval_loader(DataConfig(workers=0), samples, loading.Labelled(eval_transform(LOOK), 2), 0, 1)
     pixels, labels, problems = next(iter(loaded))
     assert not problems and labels.tolist() == [0] * 5 + [1]
     assert torch.allclose(pixels[:, :, 4, 4], torch.tensor([200 / 255, 0.0, 0.0]), atol=0.02)
@@ -147,7 +147,9 @@ def test_pixels_of_every_kind_reach_the_model(tmp_path: Path):
     stripes[0] = 255
     Image.fromarray(stripes).save(folder / '3.png', exif=exif)
     samples = open_split(tmp_path)
-    pixels, _, problems = next(iter(loading.eval_loader(DataConfig(workers=0), samples, eval_transform(LOOK), 1, 0, 1)))
+    pixels, _, problems = next(
+        iter(loading.eval_loader(DataConfig(workers=0), samples, loading.Labelled(eval_transform(LOOK), 1), 0, 1))
+    )
     assert not problems
     assert torch.allclose(pixels[0], torch.tensor(128 / 255)) and torch.equal(pixels[1], torch.ones(3, 8, 8))
     assert torch.equal(pixels[2, 0].mean(1), torch.tensor([0.0] * 7 + [1.0]))
@@ -163,9 +165,8 @@ def test_an_image_that_a_transform_fails_on_is_named(tmp_path: Path):
             raise MemoryError
         return torch.zeros(3, 8, 8)
 
-    source = loading.TrainLoader(
-        DataConfig(batch_size=2, workers=0), open_split(tmp_path), Transform(3, refuse_tiny), 1, 0, 1, 0, 1
-    )
+    reader = loading.Labelled(Transform(3, refuse_tiny), 1)
+    source = loading.TrainLoader(DataConfig(batch_size=2, workers=0), open_split(tmp_path), reader, 0, 1, 0, 1)
     images, _, problems = next(source.epoch(0, 0))
     assert len(images) == 2 and problems == [('train/cat/tiny.png', 'MemoryError')]
 

@@ -84,7 +84,7 @@ def piped(shards: Path, **settings) -> DataConfig:
 def loader(config: DataConfig, accumulate: int = 1, rank: int = 0, processes: int = 1) -> loading.TrainLoader:
     samples = loading.open_dataset(config, config.train_split)
     transform = train_transform(config.augment, LOOK)
-    return loading.TrainLoader(config, samples, transform, 3, 0, accumulate, rank, processes)
+    return loading.TrainLoader(config, samples, loading.Labelled(transform, 3), 0, accumulate, rank, processes)
 
 
 def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:
@@ -130,7 +130,8 @@ def test_one_shard_scores_every_sample_once(processes: int, opened, shards: Path
     config = opened(shards, batch_size=5)
     samples = loading.open_dataset(config, config.val_split)
     shares = [
-        loading.eval_loader(config, samples, eval_transform(LOOK), 3, rank, processes) for rank in range(processes)
+        loading.eval_loader(config, samples, loading.Labelled(eval_transform(LOOK), 3), rank, processes)
+        for rank in range(processes)
     ]
     labels = torch.cat([labels for share in shares for _, labels, _ in share])
     assert labels.sort().values.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -214,7 +215,9 @@ def test_samples_that_cannot_be_read_are_named_by_shard_and_key(opened, odd: Pat
     told: list[str] = []
     bad = loading.BadImages(limit=5, known=[], tell=told.append)
     for _ in range(2):
-        for images, labels, problems in loading.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1):
+        for images, labels, problems in loading.eval_loader(
+            config, samples, loading.Labelled(eval_transform(LOOK), 3), 0, 1
+        ):
             assert len(images) == 2 and labels.tolist() == [1, 2]
             bad.add(problems)
             assert {name: reason for name, reason in problems if PROBLEMS[name] not in reason} == {}
@@ -325,7 +328,9 @@ def test_rows_that_cannot_be_read_are_named(kind: str, table: Path, tmp_path: Pa
     config = DataConfig(format=f'{kind}/{table}', root=str(tmp_path / 'cache'), batch_size=12, workers=0)
     samples = loading.open_dataset(config, 'validation', classes=['zero', 'one', 'two'])
     assert samples.remarks == [f'data.format={kind}/{table}: no split validation in it; test stands in for it']
-    _, labels, problems = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 3, 0, 1)))
+    _, labels, problems = next(
+        iter(loading.eval_loader(config, samples, loading.Labelled(eval_transform(LOOK), 3), 0, 1))
+    )
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert [reason for _, reason in problems] == [
         'not an image in a format that can be read',
@@ -345,7 +350,9 @@ def test_classes_in_another_order_are_numbered_as_in_training(table: Path, tmp_p
     config = DataConfig(format=f'hfds/{table}', root=str(tmp_path / 'cache'), workers=0)
     samples = loading.open_dataset(config, 'validation', classes=['two', 'three', 'one', 'zero'])
     assert samples.classes == ['two', 'three', 'one', 'zero']
-    _, labels, problems = next(iter(loading.eval_loader(config, samples, eval_transform(LOOK), 4, 0, 1)))
+    _, labels, problems = next(
+        iter(loading.eval_loader(config, samples, loading.Labelled(eval_transform(LOOK), 4), 0, 1))
+    )
     assert labels.tolist() == [3, 2, 0, 3, 2, 0, 3, 2, 0]
     assert problems[-1] == ('test row 5', 'its label is -1, expected a number from 0 to 2')
 
