@@ -13,9 +13,11 @@ from .biformer import BiFormer
 from .crossformer import CrossFormer
 from .davit import DaViT
 from .maxvit import MaxViT
+from .resnet import AttentionResNet
 from .transnext import TransNeXt
 
 __all__ = [
+    'AttentionResNet',
     'BiFormer',
     'CrossFormer',
     'DaViT',

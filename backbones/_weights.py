@@ -95,7 +95,8 @@ def placed_file(name: str) -> Path | None:
 
 
 def find_weights(name: str) -> Path:
-    """The file of a model's weights (name with tag): the placed one, or else downloaded from Google Drive.
+    """The file of a model's weights (name with tag): the placed one, or else downloaded from Google Drive or from
+    where its authors' link leads to the file itself.
 
     Raises:
         WeightsNotFoundError: There is neither; the message names the file, its page and the folder to place it in.
@@ -109,9 +110,11 @@ def find_weights(name: str) -> Path:
             'pretrained_cfg_overlay=dict(file=...)',
         )
     problem = f'no working download link ({file.status})'
-    if drive := _DRIVE_LINK.match(file.link):
+    drive = _DRIVE_LINK.match(file.link)
+    if drive or file.link.endswith(f'/{file.name}'):
+        url = DRIVE_DOWNLOAD.format(drive[1]) if drive else file.link
         try:
-            return _download(DRIVE_DOWNLOAD.format(drive[1]), checkpoint_folder() / file.name)
+            return _download(url, checkpoint_folder() / file.name)
         except (OSError, ValueError) as error:
             problem = f'cannot download {file.link} ({error})'
     raise WeightsNotFoundError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._checks import check_devices, check_map, check_shape
+from ._fx import fx_leaf
 
 ACTIVATIONS = ('relu', 'relu6', 'silu', 'gelu', 'gelu_tanh', 'hard_swish', 'tanh', 'sigmoid', 'hard_sigmoid')
 PART_BYTES = 4 << 20  # of the images that a pass by hand has in hand at a time
@@ -90,6 +91,7 @@ def finish(out: Tensor, residual: Tensor | None, activation: str | None) -> Tens
     return out
 
 
+@fx_leaf  # reason: a residual may be there or not
 def gate_map(x: Tensor, gate: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
     """activation(x * gate + residual), in the dtype of x."""
     return finish(x * gate.to(x.dtype), residual, activation)
@@ -142,6 +144,12 @@ class Layout:
         """A map [B, C, H, W] as it lies."""
         return x.permute(0, 2, 3, 1) if self.channels_inside else x
 
+    def empty(self, x: Tensor) -> Tensor:
+        """New memory for a map, without gaps."""
+        return torch.empty_like(
+            x, memory_format=torch.channels_last if self.channels_inside else torch.contiguous_format
+        )
+
     def spare(self, x: Tensor, purpose: str = '', dtype: torch.dtype | None = None) -> Tensor:
         """A buffer like a part of a map. For each purpose it is the same one every time, because new memory is slow."""
         buffer = self._buffers.get(purpose)
@@ -165,7 +173,7 @@ class Layout:
 
     def gated(self, x: Tensor, gate: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         """A map times a gate that has its axes as they lie, and what comes behind it."""
-        out = torch.empty_like(x)
+        out = self.empty(x)
         source, target = self.view(x), self.view(out)
         if residual is None and activation is None:
             torch.mul(source, gate, out=target)

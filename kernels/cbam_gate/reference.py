@@ -148,7 +148,7 @@ def _forward(
     if conv_weight is None:
         out = layout.gated(x, factor, residual, activation)
     else:
-        out = torch.empty_like(x)
+        out = layout.empty(x)
         target = layout.view(out)
         maximum_and_mean = x.new_empty(x.shape[0], 2, *x.shape[2:])
         for part in layout.parts:
@@ -176,7 +176,8 @@ def _backward(
     *others: Any,
 ) -> tuple[Tensor | None, ...]:
     *mlp, conv_weight, norm_weight, norm_bias, statistics = others
-    layout, d_x = Layout(x), torch.empty_like(x)
+    layout = Layout(x)
+    d_x = layout.empty(x)
     view, target = layout.view(x), layout.view(d_x)
     incoming = Incoming(layout, grad, kept.pop() if activation is not None else None, needs[1])
     pooled = kept[0]

@@ -163,7 +163,7 @@ def _map_gradient(
     pooled: list[Tensor],
     filters: Tensor | None,
 ) -> Tensor:
-    d_x = torch.empty_like(x)
+    d_x = layout.empty(x)
     view, target = layout.view(x), layout.view(d_x)
     gates, d_pooled = gates.to(x.dtype), d_pooled / len(pooled)
     shift = d_pooled / (x.shape[2] * x.shape[3]) if filters is None else torch.zeros_like(d_pooled)

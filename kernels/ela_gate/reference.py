@@ -88,7 +88,7 @@ def _forward(
     gates = []
     for i, (_, *seen) in enumerate(axes):
         gates.append(layout.along(_gate(kept[i], *weights[3 * i : 3 * i + 3], num_groups, eps), *seen))
-    out = torch.empty_like(x)
+    out = layout.empty(x)
     target = layout.view(out)
     for part in layout.parts:
         gate = layout.product_of_small([gate[part] for gate in gates], layout.spare(view[part]))
@@ -128,7 +128,7 @@ def _backward(
     if not needs[0]:
         return None, incoming.d_residual, None, None, None, *d_weights
 
-    d_x = torch.empty_like(x)
+    d_x = layout.empty(x)
     target = layout.view(d_x)
     for part in layout.parts:
         layout.sum_of_small([d_mean[part] for d_mean in d_means], target[part])

@@ -135,7 +135,7 @@ def _forward(
     for i, (_, seen) in enumerate(axes):
         gate = spatial_gate(kept[i], *weights[3 * i : 3 * i + 3], *statistics[i])
         gates.append(layout.along(gate.squeeze(1) / len(axes), *seen))
-    out = torch.empty_like(x)
+    out = layout.empty(x)
     target = layout.view(out)
     for part in layout.parts:
         gate = layout.sum_of_small([gate[part] for gate in gates], layout.spare(view[part]))
@@ -177,7 +177,7 @@ def _backward(
     if not needs[0]:
         return None, incoming.d_residual, None, None, *d_weights
 
-    d_x = torch.empty_like(x)
+    d_x = layout.empty(x)
     target = layout.view(d_x)
     for part in layout.parts:
         values, d_part = view[part], target[part]
