@@ -4,6 +4,10 @@ import pytest
 
 pytest.importorskip('mmdet', reason="needs mmdet: pip install 'attnzoo[mmdet]'")
 
+import attnzoo.mmdet  # noqa: F401  (before mmdet: it brings what mmcv lacks)
+
+# isort: split
+
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -14,7 +18,6 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
-import attnzoo.mmdet  # noqa: F401  (registers ZooBackbone)
 from attnzoo.train.mmdet.launcher import packaged
 
 # Millions of parameters as the authors state them.

@@ -212,14 +212,20 @@ def test_an_operator_that_is_not_there_says_so_when_it_is_called():
 
 
 def test_the_stand_in_steps_aside_for_compiled_code(tmp_path):
-    (tmp_path / '_ext.py').write_text('def __getattr__(name):\n    return lambda *args, **kwargs: "compiled"\n')
+    (tmp_path / '_ext.py').write_text("""
+def __getattr__(name):
+    if name.startswith('__'):
+        raise AttributeError(name)
+    return lambda *args, **kwargs: 'compiled'
+""")
     program = f"""
+import sys
 import mmcv
 mmcv.__path__.append({str(tmp_path)!r})
 import attnzoo.mmdet
 from attnzoo.train.mmdet import stand_in
-import mmcv.ops.nms
-print(stand_in.install(), mmcv.ops.nms.ext_module.nms())
+import mmcv.ops
+print(stand_in.install(), sys.modules['mmcv.ops.nms'].ext_module.nms())
 """
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ['False', 'compiled']
