@@ -75,6 +75,10 @@ class ContinuousPositionBias(TableModule):
 @fx_leaf  # reason: int arguments are Proxies under fx, and max decides on them
 def pooled_size(size: tuple[int, int], ratio: int) -> tuple[int, int]:
     """What a map (H, W) is pooled to: its size over the ratio, rounded down, and at least one token."""
+    if torch.jit.is_scripting():
+        pass
+    elif torch.jit.is_tracing():
+        size = int(size[0]), int(size[1])  # the older ONNX exporter pools to constants only
     return max(1, size[0] // ratio), max(1, size[1] // ratio)
 
 

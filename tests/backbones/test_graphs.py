@@ -90,6 +90,7 @@ def test_compiles_at_one_size_after_another(name):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SMALL_MODELS)
 def test_compiles_with_inductor(name):
+    torch.compiler.reset()
     model, x = small_model(name), torch.randn(2, 3, 64, 96)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
 
