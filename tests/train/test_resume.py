@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnzoo.train.checkpoint import load_state
+from attnzoo.train.checkpoint import load_state, save_state
 from attnzoo.train.classification import task
 from attnzoo.train.data import loading
 from attnzoo.train.errors import program
@@ -214,6 +214,18 @@ def test_arguments_of_the_model_that_are_added_or_taken_away_are_noticed(recipe,
     assert 'model.kwargs.drop_rate=0.1 (now not there)' in refused(*arguments)
     added = refused(*arguments, 'model.kwargs.drop_rate=0.1', 'model.kwargs.in_chans=3')
     assert 'was begun with model.kwargs.in_chans=not there (now 3): ' in added
+
+
+def test_a_setting_that_an_older_version_did_not_have_is_as_it_was_then(recipe, images, tmp_path, attnzoo, refused):
+    run = tmp_path / 'run'
+    arguments = ('train', recipe, f'data.root={images}', f'output={run}')
+    assert attnzoo(*arguments).code == 0
+    state = load_state(run / 'last.state')
+    del state['config']['train']['grad_checkpointing'], state['config']['detection']
+    save_state(run / 'last.state', state)
+    line = refused(*arguments, 'train.epochs=3', 'train.grad_checkpointing=true')
+    assert 'was begun with train.grad_checkpointing=False (now True): ' in line
+    assert attnzoo(*arguments, 'train.epochs=3').code == 0
 
 
 def test_a_run_knows_its_data_wherever_it_lies(recipe, images, tmp_path, attnzoo, refused):
