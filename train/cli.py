@@ -83,7 +83,9 @@ def train(
     settings = load(config, overrides or [])
     if settings.task == 'detection':
         with _extra('detect'):
-            from .detection.task import train as run
+            from .detection.task import train as run_detector
+
+            raise typer.Exit(run_detector(settings))
     raise typer.Exit(run(settings))
 
 
@@ -101,7 +103,7 @@ def evaluate(
         with _extra('detect'):
             from .detection.scoring import score as score_detector
 
-        score_detector(target, overrides or [], json, draw)
+            score_detector(target, overrides or [], json, draw)
         return
     with _extra('train'):
         from .classification.scoring import score
@@ -127,7 +129,9 @@ def predict(
         float, typer.Option(metavar='P', min=0, max=1, help='Objects below it are neither printed nor drawn.')
     ] = 0.3,
     device: Annotated[str, typer.Option(help='auto, cpu, cuda or mps.')] = 'auto',
-    batch_size: Annotated[int, typer.Option(metavar='N', min=1, help='Images that are computed at once.')] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar='N', min=1, help='Images that are computed at once (32; by a detector 4).')
+    ] = None,
     json: Annotated[
         str,
         typer.Option(metavar='FILE', help='Write a JSON list there, of objects as COCO results; - is stdout.'),
@@ -145,12 +149,12 @@ def predict(
         if csv:
             raise UserError(f'--csv {csv}: for classes; of objects --json writes a list')
         with _extra('detect'):
-            raise typer.Exit(find(target, images, top, score, device, batch_size, json, draw))
+            raise typer.Exit(find(target, images, top, score, device, batch_size or 4, json, draw))
     from .classification.predict import predict as run
 
     if draw:
         raise UserError(f'--draw {draw}: for detectors, and {target} is a classifier')
-    raise typer.Exit(run(target, images, top or 5, device, batch_size, json, csv))
+    raise typer.Exit(run(target, images, top or 5, device, batch_size or 32, json, csv))
 
 
 def _is_detector(target: str) -> bool:
@@ -183,7 +187,8 @@ def info(
     """Show a model's parameters, GMACs, input size, weights, paper and licence, or what a run left."""
     from .inspect import show_info
 
-    show_info(name)
+    with _extra('detect'):  # of a run of RT-DETR
+        show_info(name)
 
 
 @app.command('config')

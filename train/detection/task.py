@@ -53,7 +53,6 @@ class Detection:
         self.facts = {
             'format': data_format(config),
             'classes': self.images.classes,
-            'category ids': self.images.category_ids,
             'training images': len(self.images),
             'held-out images': len(self.held_out),
         }

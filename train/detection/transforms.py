@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from ..config import AugmentConfig, DetectionConfig
 from ..data.images import UnreadableImage, decode
 from ..data.samples import Source
+from ..errors import UserError
 from . import masks
 from .coco import Objects, Picture
 from .detections import as_input
@@ -62,6 +63,8 @@ class Annotated:
 
 def train_transform(augment: AugmentConfig, detection: DetectionConfig) -> Callable[[Any, Any], tuple[Tensor, Target]]:
     """The random transform of one training image and its objects. It can be pickled."""
+    if augment.rotate and augment.backend != 'albumentations':
+        raise UserError('data.augment.rotate needs data.augment.backend=albumentations')
     steps: list[Callable] = []
     if augment.backend == 'albumentations':
         steps.append(_Albumentations(augment))

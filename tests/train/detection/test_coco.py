@@ -194,6 +194,7 @@ def test_annotations_that_contradict_themselves_are_one_line(change, message, ca
         (['model.kwargs.out_indices=[1]'], 'model.kwargs.out_indices: detectors choose it; detection.levels names'),
         (['detection.channels=40', 'detection.detector=fcos'], 'detection.channels=40: fcos needs a multiple of 32'),
         (['detection.detector=yolo'], "detection.detector: got 'yolo', expected one of retinanet, fcos, faster_rcnn"),
+        (['data.augment.rotate=5'], 'data.augment.rotate needs data.augment.backend=albumentations'),
         (['train.smoothing=0.2'], 'train.smoothing: a setting of task=classification, and this is task=detection'),
         (['detection.bad_box=drop'], "unknown key 'detection.bad_box'; did you mean 'detection.bad_boxes'?"),
     ],

@@ -262,6 +262,17 @@ main()
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 11, done
 
 
+def test_what_is_missing_is_named_with_its_extra(drawn, tiny, tmp_path, attnzoo, refused, monkeypatch):
+    run = tmp_path / 'run'
+    arguments = (f'data.root={drawn}', f'output={run}', 'train.epochs=1')
+    assert attnzoo('train', tiny('rt_detr'), *arguments).code == 0
+    image = drawn / 'validation' / '000001.png'
+    monkeypatch.delitem(sys.modules, 'attnzoo.train.detection.rt_detr')
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    for command in (('train', tiny('rt_detr'), *arguments, 'resume=never'), ('eval', run), ('predict', run, image)):
+        assert "transformers, which is not installed: pip install 'attnzoo[detect]'" in refused(*command)
+
+
 def test_batches_of_a_process_are_lists_and_bad_ones_have_stand_ins(drawn, tiny):
     settings = config.load(str(tiny()), [f'data.root={drawn}', 'data.batch_size=3'])
     samples = task.open_split(settings, 'train', False)
