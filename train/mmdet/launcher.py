@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ..download import is_url
 from ..errors import UserError, complain, near, one_line
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ def train(context: typer.Context, config: ConfigName, data_root: DataRoot = '') 
 @app.command(context_settings=_PASSED_ON)
 def test(context: typer.Context, config: ConfigName, checkpoint: Checkpoint, data_root: DataRoot = '') -> None:
     """Score a checkpoint. Further options are mmdet's: --show-dir DIR, --out FILE, --cfg-options KEY=VALUE..."""
+    _check_files(checkpoint)
     _run_tool('test', config, [checkpoint, *context.args], data_root)
 
 
@@ -68,9 +70,7 @@ def infer(
     from mmdet.apis import DetInferencer
     from mmengine.device import get_device
 
-    for path in (checkpoint, *images):
-        if not Path(path).exists():
-            raise UserError(f'{path}: no such file')
+    _check_files(checkpoint, *images)
     try:
         inferencer = DetInferencer(str(find_config(config)), checkpoint, get_device(), show_progress=False)
     except pickle.UnpicklingError as error:
@@ -86,7 +86,10 @@ def dist(
     processes: Annotated[int, typer.Argument(min=1, help='Processes on this machine, one a GPU.')],
     verb: Annotated[str, typer.Argument(metavar='train|test', help='What they do; its arguments follow.')],
 ) -> None:
-    """Train or test in several processes: NCCL on GPUs, gloo on CPUs. torchrun's own variables reach other machines."""
+    """Train or test in several processes: NCCL on GPUs, gloo on CPUs.
+
+    On several machines: `torchrun ... -m attnzoo.mmdet train ... --launcher pytorch` on each.
+    """
     if verb not in ('train', 'test'):
         raise UserError(f'dist {processes} {verb}: expected train or test')
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
@@ -118,6 +121,12 @@ def find_config(name: str) -> Path:
     if path.stem not in configs or name.startswith('mmdet::'):
         raise UserError(f'no config {name}{near(path.stem, configs)}; `python -m attnzoo.mmdet list` shows all')
     return configs[path.stem]
+
+
+def _check_files(*paths: str) -> None:
+    for path in paths:
+        if not (Path(path).exists() or is_url(path)):
+            raise UserError(f'{path}: no such file')
 
 
 def _run_tool(name: str, config: str, arguments: list[str], data_root: str) -> None:
