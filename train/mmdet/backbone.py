@@ -53,20 +53,20 @@ class ZooBackbone(BaseModule):
         if drop_path_rate is not None:
             arguments['drop_path_rate'] = drop_path_rate
         try:
-            self.net = make_body(model, arguments, out_reductions)
+            net: Any = make_body(model, arguments, out_reductions)
         except UserError as error:  # it names the settings of `attnzoo train`
             named = str(error).replace('detection.levels', 'out_reductions').replace('model.kwargs', 'kwargs')
             raise UserError(f'ZooBackbone: {named}') from error
-        self.out_reductions, self.norm_eval = tuple(out_reductions), norm_eval
-        widths = self.net.feature_info.channels()
+        self.net, self.norm_eval = net, norm_eval
+        widths = net.feature_info.channels()
         self.norms = nn.ModuleList(LayerNorm2d(width) if norm else nn.Identity() for width in widths)
-        inner = getattr(self.net, 'model', self.net)  # the model whose maps the net takes
+        inner = getattr(net, 'model', net)  # the model whose maps the net takes
         if with_cp:
             inner.set_grad_checkpointing()
         self.frozen = [] if frozen_stages < 0 else self._freeze(model, inner, frozen_stages)
 
     @staticmethod
-    def _freeze(name: str, model: nn.Module, stages: int) -> list[nn.Module]:
+    def _freeze(name: str, model: Any, stages: int) -> list[nn.Module]:
         """Freeze parameters; returns the modules that have frozen ones alone."""
         if not hasattr(model, 'group_matcher'):
             raise UserError(f'ZooBackbone: frozen_stages={stages}: {name} does not say which layers are a stage')

@@ -89,8 +89,9 @@ def softnms(
     offset: int,
 ) -> Tensor:
     """Writes boxes and their lowered scores into dets [N, 5], best first; returns their indices."""
-    scores, left, kept = scores.clone(), torch.arange(len(boxes)), []
-    grown = _with_offset(boxes, offset)
+    scores, grown = scores.clone(), _with_offset(boxes, offset)
+    left = torch.arange(len(boxes))
+    kept: list[Tensor] = []
     while len(left):
         best = left[scores[left].argmax()]
         dets[len(kept)] = torch.cat([boxes[best], scores[best : best + 1]])

@@ -182,6 +182,7 @@ def test_trains_saves_resumes_and_scores(kind, data, tmp_path):
     assert is_scored(scored)
 
 
+@pytest.mark.slow
 def test_infers(data, tmp_path):
     config, run = write_config(tmp_path, 'mask_rcnn', data, steps=2), tmp_path / 'run'
     attnzoo_mmdet('train', config, '--work-dir', run)
@@ -216,6 +217,7 @@ torch.save({{'state_dict': {{}}, 'message_hub': {{'loss': HistoryBuffer([1.0], [
     assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1' in last
 
 
+@pytest.mark.slow
 def test_data_elsewhere(data, tmp_path):
     """--data-root reaches all data sets and metrics; where there is no data, one line says which option helps."""
     config = write_config(tmp_path, 'retinanet', Path('/nowhere'), steps=2)
