@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -109,23 +109,17 @@ def evaluate(
     if not items:
         raise UserError('the held-out split has no image that can be read')
     seconds = time.perf_counter() - start
-    result: list[Scores | None] = [None]
+    scores = None
     if accelerator.is_main_process:
         truth = samples.truth(items)
         boxes = _precision(truth, detections, samples.classes, 'bbox')
-        scores_of_masks = _precision(truth, detections, samples.classes, 'segm') if with_masks else None
+        of_masks = _precision(truth, detections, samples.classes, 'segm') if with_masks else None
         objects = sum(not one['iscrowd'] for one in truth['annotations'])
         shown.sort(key=lambda one: one.item)
-        speed = len(items) / seconds
-        result = [Scores(boxes, scores_of_masks, len(items), objects, speed, items, shown, detections)]
+        scores = Scores(boxes, of_masks, len(items), objects, len(items) / seconds, items, shown, detections)
     # What only the main process draws and writes does not travel.
-    light = [_without_pictures(result[0])] if result[0] else [None]
-    told = broadcast_object_list(light)[0]
-    return result[0] or told
-
-
-def _without_pictures(scores: Scores) -> Scores:
-    return Scores(scores.box, scores.mask, scores.images, scores.objects, scores.images_per_second, [], [], [])
+    told = broadcast_object_list([scores and replace(scores, items=[], shown=[], detections=[])])[0]
+    return scores or told
 
 
 def _precision(truth: dict[str, Any], detections: list[dict[str, Any]], names: list[str], kind: str) -> Precision:
