@@ -16,7 +16,7 @@ from ._dispatch import is_plain_eager
 # New memory costs seven times as much a byte from here on: the allocator maps and clears its pages at each call.
 LARGE_BYTES = 32 << 20
 
-PART_BYTES = 5 << 19  # of a map of the images that are in hand at a time, where convolutions go by parts
+PART_NUMBERS = 5 << 16  # in a map of the images that are in hand at a time, where convolutions go by parts
 
 
 def runs_by_hand(*tensors: Tensor | None) -> bool:
@@ -84,16 +84,16 @@ class _ByHand(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def slices(count: int, bytes_of_one: int, at_most: int) -> list[slice]:
-    """Of `count` images, as many at a time as are within `at_most` bytes, but at least one."""
-    together = max(1, at_most // max(1, bytes_of_one))
+def slices(count: int, size_of_one: int, at_most: int) -> list[slice]:
+    """Of `count` images, as many at a time as are within a size, but at least one."""
+    together = max(1, at_most // max(1, size_of_one))
     return [slice(start, min(start + together, count)) for start in range(0, count, together)]
 
 
 def some_images_at_a_time(function: Callable[[Tensor], Tensor], x: Tensor, channels: int) -> Tensor:
     """A function from maps [B, H, W, ...] to [B, H, W, channels] of each image alone, so that the caches hold them."""
     out = x.new_empty(*x.shape[:3], channels)
-    for part in slices(x.shape[0], out[0].numel() * out.element_size(), PART_BYTES):
+    for part in slices(x.shape[0], out[0].numel(), PART_NUMBERS):
         out[part] = function(x[part])
     return out
 

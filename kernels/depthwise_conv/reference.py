@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import PART_BYTES, by_hand, runs_by_hand, slices, sum_of_rows
+from attnzoo.kernels._cpu import PART_NUMBERS, by_hand, runs_by_hand, slices, sum_of_rows
 from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels._math import as_dense
 
@@ -82,13 +82,14 @@ def convolve_by_grids(x: Tensor, weight: Tensor, bias: Tensor | None = None, dil
     if dilation == 1:
         return convolve(x, weight, bias)
     out = x.new_empty(x.shape)
-    for part in _parts(x):
+    for part in map_parts(x):
         _to_map(out[part], convolve(_to_grids(x[part], dilation), weight, bias), dilation)
     return out
 
 
-def _parts(x: Tensor) -> list[slice]:
-    return slices(x.shape[0], x[0].numel() * x.element_size(), PART_BYTES) if x.shape[0] else []
+def map_parts(x: Tensor) -> list[slice]:
+    """A few images at a time of a map that is not empty."""
+    return slices(x.shape[0], x[0].numel(), PART_NUMBERS)
 
 
 def _to_grids(x: Tensor, step: int) -> Tensor:
@@ -109,11 +110,9 @@ def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool], dilation: int = 1
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of a convolved map, of the weights and of the bias; None where they are not needed."""
-    return (
-        convolve_by_grids(grad, weight.flip(2, 3), None, dilation) if needs[0] else None,
-        _weight_gradient(grad, x, weight, dilation) if needs[1] else None,
-        sum_of_rows(grad.flatten(0, 2)) if needs[2] else None,
-    )
+    d_weight = _weight_gradient(grad, x, weight, dilation) if needs[1] else None  # first: it takes memory on the way
+    d_x = convolve_by_grids(grad, weight.flip(2, 3), None, dilation) if needs[0] else None
+    return d_x, d_weight, sum_of_rows(grad.flatten(0, 2)) if needs[2] else None
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
@@ -121,7 +120,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> 
     if dilation == 1 and of_dense is _by_torch:
         return as_dense(_by_torch(grad, x, weight))
     total = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-    for part in _parts(x):
+    for part in map_parts(x):
         maps = [grad[part], x[part]]
         if dilation > 1:
             maps = [_to_grids(one, dilation) for one in maps]
@@ -149,23 +148,25 @@ def _of_channels_first(grad: Tensor, x: Tensor, weight: Tensor, padding: list[in
 def _by_pieces(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weights [C, 1, kh, kw] from pieces of 3 x 3, each that of a convolution of a shifted map.
 
-    The padded maps lie one behind the other, so that shifted ones are views that end in the next map. Zeros in the
-    gradient, which is as wide, meet what is there.
+    Rows and maps lie one behind the other with the zeros of the padding between them, so that shifted maps are views.
     """
     batch, height, width, channels = x.shape
     kernel_h, kernel_w = weight.shape[2:]
-    full_h, full_w = height + kernel_h - 1, width + kernel_w - 1
-    strides = (full_h * full_w * channels, 1, full_w * channels, channels)
-    behind = (kernel_h - 3) * full_w + kernel_w - 3
-    space = x.new_zeros((batch * full_h * full_w + behind) * channels)
-    shape = (batch, channels, full_h, full_w)
     top, left = kernel_h // 2, kernel_w // 2
-    space.as_strided(shape, strides)[:, :, top : top + height, left : left + width] = x.permute(0, 3, 1, 2)
-    wide = F.pad(grad, (0, 0, 0, kernel_w - 3, 0, kernel_h - 3)).permute(0, 3, 1, 2)
+    full_h, full_w = height + max(top, 2), width + max(left, 2)
+    row = full_w * channels
+    shape, strides = (batch, channels, full_h, full_w), (full_h * row, 1, row, channels)
+    space = x.new_zeros((batch * full_h + kernel_h - 3) * row + (kernel_w - 3) * channels)
+    middle = space.as_strided((batch, channels, height, width), strides, top * row + left * channels)
+    middle.copy_(x.permute(0, 3, 1, 2))
+    bottom, right = full_h - 2 - height, full_w - 2 - width
+    if bottom or right:
+        grad = F.pad(grad, (0, 0, 0, right, 0, bottom))
+    grad = grad.permute(0, 3, 1, 2)
     kernel = weight[:, :, :3, :3].contiguous()  # only its shape matters
     d_weight = torch.empty_like(weight)
     for y in range(0, kernel_h - 1, 2):
         for z in range(0, kernel_w - 1, 2):
-            shifted = space.as_strided(shape, strides, (y * full_w + z) * channels)
-            d_weight[:, :, y : y + 3, z : z + 3] = _of_channels_first(wide, shifted, kernel, [0, 0])
+            shifted = space.as_strided(shape, strides, y * row + z * channels)
+            d_weight[:, :, y : y + 3, z : z + 3] = _of_channels_first(grad, shifted, kernel, [0, 0])
     return d_weight

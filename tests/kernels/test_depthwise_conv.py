@@ -65,7 +65,7 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_equals_the_definition(case, monkeypatch):
     if 'parts' in case:
-        monkeypatch.setattr(reference, 'PART_BYTES', 1)
+        monkeypatch.setattr(reference, 'PART_NUMBERS', 1)
     inputs = make_inputs(**CASES[case])
     d_out = torch.randn(inputs['x'].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found, expected = (results(f, inputs, torch.float64, 'cpu', d_out) for f in (depthwise_conv, by_definition))

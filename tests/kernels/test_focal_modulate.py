@@ -85,7 +85,7 @@ def test_equals_the_definition(case):
 @pytest.mark.parametrize('images', [1, 2, 5])
 def test_inference_by_parts_is_the_same(images, monkeypatch):
     inputs = make_inputs(batch=5)
-    monkeypatch.setattr(_cpu, 'PART_BYTES', images * 5 * 6 * 3 * 8)
+    monkeypatch.setattr(_cpu, 'PART_NUMBERS', images * 5 * 6 * 3)
     with torch.no_grad():
         assert_near(ours(**inputs), by_definition(**inputs), 1e-12)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attnzoo.kernels import _cpu, large_kernel_attention
 from attnzoo.kernels._testing import results
+from attnzoo.kernels.depthwise_conv import reference as depthwise
 
 
 def correlate(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
@@ -80,12 +81,27 @@ def test_equals_the_definition(case):
         assert_near(found[name], true, 1e-12)
 
 
-@pytest.mark.parametrize('images', [1, 2, 5])
-def test_inference_by_parts_is_the_same(images, monkeypatch):
+@pytest.mark.parametrize('images', [1, 2])
+def test_by_parts_it_is_the_same(images, monkeypatch):
     inputs = make_inputs(batch=5)
-    monkeypatch.setattr(_cpu, 'PART_BYTES', images * inputs['x'][0].numel() * 8)
+    for module in (_cpu, depthwise):
+        monkeypatch.setattr(module, 'PART_NUMBERS', images * inputs['x'][0].numel())
+    found, expected = (
+        results(f, inputs, torch.float64, 'cpu', inputs['x']) for f in (large_kernel_attention, by_definition)
+    )
+    for name, true in expected.items():
+        assert_near(found[name], true, 1e-12)
     with torch.no_grad():
-        assert_near(large_kernel_attention(**inputs), by_definition(**inputs), 1e-12)
+        assert_near(large_kernel_attention(**inputs), expected['output'], 1e-12)
+
+
+@pytest.mark.parametrize('needed', ['x', 'local_weight', 'dilated_bias', 'bias'])
+def test_only_the_gradients_that_are_needed(needed):
+    inputs = make_inputs()
+    expected = results(by_definition, inputs, torch.float64, 'cpu', inputs['x'])
+    inputs[needed].requires_grad_()
+    (found,) = torch.autograd.grad(large_kernel_attention(**inputs), inputs[needed], inputs['x'].detach())
+    assert_near(found, expected[f'gradient of {needed}'], 1e-12)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32], ids=str)
