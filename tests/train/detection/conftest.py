@@ -39,6 +39,7 @@ detection:
 train: {epochs: 2, clip: 5}
 optim: {lr: 3.0e-3}
 schedule: {warmup_epochs: 0}
+log: {tensorboard: false}
 """
 DETECTORS = ('retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn', 'rt_detr')
 
