@@ -14,13 +14,15 @@ from attnzoo import blocks
 
 over_all_blocks = pytest.mark.parametrize('block', [pytest.param(block, id=name) for name, block in BLOCKS.items()])
 
-# What takes seconds a block, which ops meet in every run. What takes most of a second, other ways to use a block leave.
+# What takes seconds a block, which ops meet in every run. What takes most of a second is left out by other ways to use
+# a block, and by those that are made of others.
 SLOW = {'onnx_by_dynamo', 'compiled_for_any_size'}
 SLOW_BUT_ONCE = {'compiled', 'exported', 'make_fx_graph', 'make_fx_before_dispatch', 'onnx_by_tracing'}
+COMPOSED = {'DualAttention', 'MultiAxisAttention', 'VanAttention'}
 
 
 def is_slow(name: str, what: str) -> bool:
-    return what in SLOW or (what in SLOW_BUT_ONCE and ',' in name)
+    return what in SLOW or (what in SLOW_BUT_ONCE and (',' in name or name in COMPOSED))
 
 
 def pairs(others: dict[str, Callable]) -> pytest.MarkDecorator:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from depthwise_definition import correlate
 from onlookers import assert_near, over_all_onlookers
 from torch import Tensor, nn
 
@@ -13,16 +14,6 @@ from attnzoo.kernels._testing import results
 
 def gelu(x: Tensor) -> Tensor:
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
-
-
-def correlate(x: Tensor, kernel: Tensor) -> Tensor:
-    """A sum over the positions of the kernel, each of which weighs a shifted map."""
-    _, height, width, _ = x.shape
-    kernel_h, kernel_w = kernel.shape[2:]
-    padded = nn.functional.pad(x, (0, 0, kernel_w // 2, kernel_w // 2, kernel_h // 2, kernel_h // 2))
-    return sum(
-        padded[:, i : i + height, j : j + width] * kernel[:, 0, i, j] for i in range(kernel_h) for j in range(kernel_w)
-    )
 
 
 def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None = None, normalize: bool = False, **kernels) -> Tensor:

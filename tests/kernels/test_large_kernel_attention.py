@@ -2,26 +2,13 @@
 
 import pytest
 import torch
+from depthwise_definition import correlate
 from onlookers import assert_near, over_all_onlookers
 from torch import Tensor, nn
 
 from attnzoo.kernels import _cpu, large_kernel_attention
 from attnzoo.kernels._testing import results
 from attnzoo.kernels.depthwise_conv import reference as depthwise
-
-
-def correlate(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """A sum over the positions of the kernel, each of which weighs a shifted map."""
-    _, height, width, _ = x.shape
-    kernel_h, kernel_w = kernel.shape[2:]
-    top, left = dilation * (kernel_h // 2), dilation * (kernel_w // 2)
-    padded = nn.functional.pad(x, (0, 0, left, left, top, top))
-    out = sum(
-        padded[:, dilation * i : dilation * i + height, dilation * j : dilation * j + width] * kernel[:, 0, i, j]
-        for i in range(kernel_h)
-        for j in range(kernel_w)
-    )
-    return out if bias is None else out + bias
 
 
 def by_definition(
