@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._checks import check_devices, check_map, check_shape
+from ._cpu import slices
 from ._fx import fx_leaf
 
 ACTIVATIONS = ('relu', 'relu6', 'silu', 'gelu', 'gelu_tanh', 'hard_swish', 'tanh', 'sigmoid', 'hard_sigmoid')
@@ -136,8 +137,7 @@ class Layout:
         self.channels_inside = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
         self.channel, self.row, self.column = (3, 1, 2) if self.channels_inside else (1, 2, 3)
         self.positions = (self.row, self.column)
-        images = max(1, PART_BYTES // (x[0].numel() * x.element_size()))
-        self.parts = [slice(i, min(i + images, x.shape[0])) for i in range(0, x.shape[0], images)]
+        self.parts = slices(x.shape[0], x[0].numel() * x.element_size(), PART_BYTES)
         self._buffers: dict[str, Tensor] = {}
 
     def view(self, x: Tensor) -> Tensor:
