@@ -189,83 +189,84 @@ register_official_files({f'{name}.in1k': file for name, file in _FILES.items()})
 register_top1({f'{name}.in1k': top1 for name, top1 in _TOP1.items()})
 
 
-def _create(depth: int, gate: str, pretrained: bool, **kwargs: Any) -> AttentionResNet:
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> AttentionResNet:
+    depth, gate = variant.removeprefix('resnet').split('_')
     return build_model(
         AttentionResNet,
-        f'resnet{depth}_{gate}',
+        variant,
         pretrained,
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), flatten_sequential=False),
-        **dict(_SIZES[depth], gate=gate, **kwargs),
+        **dict(dict(_SIZES[int(depth)], gate=gate), **kwargs),
     )
 
 
 @register_model
 def resnet18_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-18 with CBAM."""
-    return _create(18, 'cbam', pretrained, **kwargs)
+    return _create('resnet18_cbam', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-50 with CBAM."""
-    return _create(50, 'cbam', pretrained, **kwargs)
+    return _create('resnet50_cbam', pretrained, **kwargs)
 
 
 @register_model
 def resnet101_cbam(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-101 with CBAM."""
-    return _create(101, 'cbam', pretrained, **kwargs)
+    return _create('resnet101_cbam', pretrained, **kwargs)
 
 
 @register_model
 def resnet18_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-18 with triplet attention."""
-    return _create(18, 'triplet', pretrained, **kwargs)
+    return _create('resnet18_triplet', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-50 with triplet attention."""
-    return _create(50, 'triplet', pretrained, **kwargs)
+    return _create('resnet50_triplet', pretrained, **kwargs)
 
 
 @register_model
 def resnet101_triplet(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-101 with triplet attention."""
-    return _create(101, 'triplet', pretrained, **kwargs)
+    return _create('resnet101_triplet', pretrained, **kwargs)
 
 
 @register_model
 def resnet18_fca(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-18 with frequency channel attention."""
-    return _create(18, 'fca', pretrained, **kwargs)
+    return _create('resnet18_fca', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_fca(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-50 with frequency channel attention."""
-    return _create(50, 'fca', pretrained, **kwargs)
+    return _create('resnet50_fca', pretrained, **kwargs)
 
 
 @register_model
 def resnet101_fca(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-101 with frequency channel attention."""
-    return _create(101, 'fca', pretrained, **kwargs)
+    return _create('resnet101_fca', pretrained, **kwargs)
 
 
 @register_model
 def resnet18_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-18 with efficient local attention."""
-    return _create(18, 'ela', pretrained, **kwargs)
+    return _create('resnet18_ela', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-50 with efficient local attention."""
-    return _create(50, 'ela', pretrained, **kwargs)
+    return _create('resnet50_ela', pretrained, **kwargs)
 
 
 @register_model
 def resnet101_ela(pretrained: bool = False, **kwargs) -> AttentionResNet:
     """ResNet-101 with efficient local attention."""
-    return _create(101, 'ela', pretrained, **kwargs)
+    return _create('resnet101_ela', pretrained, **kwargs)

@@ -101,7 +101,7 @@ def _weight_gradient(grad: Tensor, pooled: Tensor, weight: Tensor) -> Tensor:
     kernel_h, kernel_w = weight.shape[2:]
     if pooled.shape[3] > pooled.shape[2]:  # the product grows with the square of the width
         turned = (x.transpose(2, 3) for x in (grad, pooled, weight))
-        return _weight_gradient(*turned).transpose(2, 3)
+        return _weight_gradient(*turned).transpose(2, 3).contiguous()
     batch, channels, height, width = pooled.shape
     padded = F.pad(pooled, (kernel_w // 2, kernel_w // 2, kernel_h // 2, kernel_h // 2))
     line = channels * padded.shape[3]  # a row of both maps

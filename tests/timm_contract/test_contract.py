@@ -13,7 +13,7 @@ import timm
 from filelock import FileLock
 
 # The smallest variant of each family runs always, the others in `make test-all`.
-SMALLEST = ['biformer_tiny', 'crossformer_tiny', 'maxvit_tiny_fused']
+SMALLEST = ['biformer_tiny', 'crossformer_tiny', 'maxvit_tiny_fused', 'resnet18_cbam']
 
 # What timm tests of a model that is neither too large nor exotic; fewer means that something was silently left out.
 TESTS = {
