@@ -72,9 +72,9 @@ class AttentionResNet(ResNet):
             raise ValueError(f"block: expected 'basic' or 'bottleneck', got {block!r}")
         if len(layers) != 4 or len(channels) != 4:
             raise ValueError(f'layers and channels: expected four stages, got {len(layers)} and {len(channels)}')
-        attention = _gate_layer(gate, channels[0] * blocks[block].expansion, gate_args or {})
+        attention = _gate_layer(gate, channels[0] * blocks[block].expansion, gate_args or {})  # type: ignore[attr-defined]
         super().__init__(
-            blocks[block],
+            blocks[block],  # type: ignore[arg-type]
             tuple(layers),
             channels=tuple(channels),
             block_args=dict(block_args or {}, attn_layer=attention),

@@ -19,7 +19,7 @@ _NAMES: dict[object, str] = {
 
 def activation_name(layer: object) -> str | None:
     """The name that our ops have for an activation, a name or a class as timm takes them; None if they have none."""
-    return _NAMES.get(get_act_layer(layer))
+    return _NAMES.get(get_act_layer(layer))  # type: ignore[arg-type]
 
 
 def check_kernel(name: str, size: int) -> None:

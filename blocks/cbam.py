@@ -78,10 +78,10 @@ class CBAM(nn.Module):
         if self.SpatialGate is None:
             return cbam_gate(
                 x,
-                fc1.weight,
-                fc2.weight,
-                fc1.bias,
-                fc2.bias,
+                fc1.weight,  # type: ignore[arg-type]
+                fc2.weight,  # type: ignore[arg-type]
+                fc1.bias,  # type: ignore[arg-type]
+                fc2.bias,  # type: ignore[arg-type]
                 pools=self.pool_types,
                 residual=residual,
                 activation=activation,
@@ -89,10 +89,10 @@ class CBAM(nn.Module):
         spatial = self.SpatialGate.spatial
         return cbam_gate(
             x,
-            fc1.weight,
-            fc2.weight,
-            fc1.bias,
-            fc2.bias,
+            fc1.weight,  # type: ignore[arg-type]
+            fc2.weight,  # type: ignore[arg-type]
+            fc1.bias,  # type: ignore[arg-type]
+            fc2.bias,  # type: ignore[arg-type]
             spatial.conv.weight,
             spatial.bn.weight,
             spatial.bn.bias,

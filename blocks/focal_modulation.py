@@ -72,6 +72,6 @@ class FocalModulation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map(x, self.dim)
-        kernels = [layer[0].weight for layer in self.focal_layers]
+        kernels = [layer[0].weight for layer in self.focal_layers]  # type: ignore[index]
         out = focal_modulate(self.f(x), kernels, self.h.weight.flatten(1), self.h.bias, self.normalize_modulator)
         return self.proj_drop(self.proj(self.ln(out)))

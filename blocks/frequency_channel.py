@@ -129,8 +129,8 @@ class FrequencyChannelAttention(nn.Module):
         check_map(x, self.channels, channels_first=True)
         return channel_gate(
             x,
-            self.fc[0].weight,
-            self.fc[2].weight,
+            self.fc[0].weight,  # type: ignore[arg-type]
+            self.fc[2].weight,  # type: ignore[arg-type]
             filters=self.dct_layer.weight,
             residual=residual,
             activation=activation,

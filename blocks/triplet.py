@@ -67,10 +67,10 @@ class TripletAttention(nn.Module):
         return triplet_gate(
             x,
             weights,
-            norm_weights,
-            norm_biases,
-            means,
-            variances,
+            norm_weights,  # type: ignore[arg-type]
+            norm_biases,  # type: ignore[arg-type]
+            means,  # type: ignore[arg-type]
+            variances,  # type: ignore[arg-type]
             cw.bn.training,
             momentum,
             cw.bn.eps,

@@ -25,7 +25,7 @@ class Axis(NamedTuple):
 
     size: int  # positions of the map itself
     tile: int  # positions of a tile
-    count: int  # tiles
+    count: int  # type: ignore[assignment]  # tiles
     window: int  # keys around a tile
     before: int  # keys of a window in front of its tile
     dilation: int = 1

@@ -62,7 +62,7 @@ def _unscripted(
 ) -> Tensor:
     mlp, norm = (fc1_weight, fc2_weight, fc1_bias, fc2_bias), (norm_weight, norm_bias)
     if not (set(pools) <= {'avg', 'max'} and runs_by_hand(x, residual, *mlp, conv_weight, *norm)):
-        return _plain(x, residual, activation, pools, *mlp, conv_weight, *norm, *statistics)
+        return _plain(x, residual, activation, pools, *mlp, conv_weight, *norm, *statistics)  # type: ignore[arg-type]
     if conv_weight is not None:
         (conv_weight,) = cast_for_autocast(conv_weight)
     now, later = behind(activation)
@@ -185,8 +185,8 @@ def _backward(
     gates = [network.output.to(x.dtype) for network in networks]
     gradient, d_spatial = incoming, [None, None, None]
     if conv_weight is not None:
-        gradient = _ThroughPositions(layout, incoming, view, gates, kept[1])
-        d_spatial = gradient.backward(conv_weight, norm_weight, norm_bias, statistics)
+        gradient = _ThroughPositions(layout, incoming, view, gates, kept[1])  # type: ignore[assignment]
+        d_spatial = gradient.backward(conv_weight, norm_weight, norm_bias, statistics)  # type: ignore[attr-defined]
 
     d_mlp: list[Any] = [None] * len(mlp)
     for part, network, gate in zip(layout.parts, networks, gates, strict=True):
@@ -202,7 +202,7 @@ def _backward(
         for pool, maximum, d_pool in zip(pools, pooled[:, part], d_pooled, strict=True):
             if pool == 'max':
                 values = (layout.along(y, layout.channel) for y in (maximum, d_pool))
-                layout.add_maximum_gradient(target[part], view[part], *values, layout.positions)
+                layout.add_maximum_gradient(target[part], view[part], *values, layout.positions)  # type: ignore[arg-type, call-arg]
     return d_x if needs[0] else None, incoming.d_residual, None, None, *d_mlp, *d_spatial, None
 
 
@@ -221,7 +221,7 @@ class _ThroughPositions:
         """Gradients of the weights."""
         layout, sums = self.layout, []
         network = Small(
-            lambda *inputs: spatial_gate(*inputs, *statistics.again()),
+            lambda *inputs: spatial_gate(*inputs, *statistics.again()),  # type: ignore[call-arg]
             self.maximum_and_mean, conv_weight, norm_weight, norm_bias,
         )  # fmt: skip
         for part in layout.parts:

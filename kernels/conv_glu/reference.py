@@ -122,8 +122,8 @@ def _backward(
         d_gate, d_kernel, d_bias = conv_gradients(d_conv, gate, conv_weight, [True, needs[2], needs[5]])
         for total, one in ((grads[2], d_kernel), (grads[5], d_bias)):
             if total is not None:
-                total += one
-        d_halves = [d_gate.flatten(0, 2), d_value.flatten(0, 2)]
+                total += one  # type: ignore[arg-type]
+        d_halves = [d_gate.flatten(0, 2), d_value.flatten(0, 2)]  # type: ignore[union-attr]
         if grads[1] is not None:
             for total, one in zip(grads[1].chunk(2), d_halves, strict=True):
                 total += one.mT @ rows

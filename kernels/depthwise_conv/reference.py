@@ -124,7 +124,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> 
         maps = [grad[part], x[part]]
         if dilation > 1:
             maps = [_to_grids(one, dilation) for one in maps]
-        total += of_dense(*maps, weight)
+        total += of_dense(*maps, weight)  # type: ignore[call-arg]
     return total.to(weight.dtype)
 
 

@@ -87,7 +87,7 @@ def _forward(
     kept = [torch.cat(several) for several in zip(*strips, strict=True)]
     gates = []
     for i, (_, *seen) in enumerate(axes):
-        gates.append(layout.along(_gate(kept[i], *weights[3 * i : 3 * i + 3], num_groups, eps), *seen))
+        gates.append(layout.along(_gate(kept[i], *weights[3 * i : 3 * i + 3], num_groups, eps), *seen))  # type: ignore[call-arg]
     out = layout.empty(x)
     target = layout.view(out)
     for part in layout.parts:

@@ -42,10 +42,10 @@ def large_kernel_attention_reference(
 def _unscripted(*given: Tensor | None, dilation: int) -> Tensor:
     x, *weights = tensors = cast_for_autocast(*given)
     if infers_by_hand(*tensors):
-        return some_images_at_a_time(lambda part: _plain(part, *weights, dilation), x, x.shape[3])
+        return some_images_at_a_time(lambda part: _plain(part, *weights, dilation), x, x.shape[3])  # type: ignore[call-arg]
     if runs_by_hand(*tensors):
         return by_hand(_forward, _backward, _plain, *tensors, dilation)
-    return _plain(*tensors, dilation)
+    return _plain(*tensors, dilation)  # type: ignore[call-arg]
 
 
 def _plain(
@@ -106,12 +106,12 @@ def _backward(
         d_around = (d_factor @ weight).view(around.shape)
         local = convolve(x[part], local_weight, local_bias)
         d_local, *of_dilated = gradients(d_around, local, dilated_weight, [True, needs[2], needs[5]], dilation)
-        d_part, *of_local = gradients(d_local, x[part], local_weight, [True, needs[1], needs[4]])
-        torch.addcmul(d_part, grad[part], factor, out=d_x[part])
+        d_part, *of_local = gradients(d_local, x[part], local_weight, [True, needs[1], needs[4]])  # type: ignore[arg-type]
+        torch.addcmul(d_part, grad[part], factor, out=d_x[part])  # type: ignore[arg-type]
         d_weight = d_factor.t() @ around.flatten(0, 2) if needs[3] else None
         d_bias = sum_of_rows(d_factor) if needs[6] else None
         found = (of_local[0], of_dilated[0], d_weight, of_local[1], of_dilated[1], d_bias)
         for total, one in zip(sums, found, strict=True):
             if total is not None:
-                total += one
+                total += one  # type: ignore[arg-type]
     return d_x, *(None if total is None else total.to(x.dtype) for total in sums), None

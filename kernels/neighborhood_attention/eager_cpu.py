@@ -145,7 +145,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, num_heads: int, *settings: Any
 ) -> tuple[Tensor, tuple[()]]:
     *cut, scale, valid = settings
-    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
+    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)  # type: ignore[call-arg]
     tiling, out = neighborhoods.tiling, neighborhoods.tiling.new_queries(len(q), q.shape[3])
     for rows, parts in tiling.parts(len(q), 2 * (q.shape[3] // num_heads)):
         addend = neighborhoods.addend(bias, neighborhoods.offsets(rows))
@@ -167,7 +167,7 @@ def backward(
     *settings: Any,
 ) -> tuple[Tensor | None, ...]:
     *cut, scale, valid = settings
-    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
+    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)  # type: ignore[call-arg]
     tiling = neighborhoods.tiling
     d_q, d_k, d_v = (new(len(q), q.shape[3]) for new in (tiling.new_queries, tiling.new_keys, tiling.new_keys))
     d_bias = _BiasGradient(bias, needs[3])
@@ -191,7 +191,7 @@ def backward(
 
 def forward_qk(q: Tensor, k: Tensor, bias: Tensor | None, num_heads: int, *settings: Any) -> tuple[Tensor, tuple[()]]:
     *cut, scale, valid = settings
-    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
+    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)  # type: ignore[call-arg]
     tiling = neighborhoods.tiling
     out = tiling.new_queries(len(q), num_heads * neighborhoods.kernel[0] * neighborhoods.kernel[1])
     for rows, parts in tiling.parts(len(q), q.shape[3] // num_heads):
@@ -213,7 +213,7 @@ def backward_qk(
     *settings: Any,
 ) -> tuple[Tensor | None, ...]:
     *cut, scale, valid = settings
-    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)
+    neighborhoods = Neighborhoods(q, num_heads, *cut, valid)  # type: ignore[call-arg]
     tiling, of_keys = neighborhoods.tiling, _to_map(grad)
     d_q, d_k = (new(len(q), q.shape[3]) for new in (tiling.new_queries, tiling.new_keys))
     d_bias = _BiasGradient(bias, needs[2])

@@ -87,4 +87,4 @@ def _check(
             raise ValueError(f'{name}: expected one for each of the {gates} of conv_weights, got {len(tensors)}')
     for i in range(gates):
         parts = {'conv_weights': conv_weights, **lists}
-        check_spatial_gate(x, {f'{name}[{i}]': tensors and tensors[i] for name, tensors in parts.items()})
+        check_spatial_gate(x, {f'{name}[{i}]': tensors and tensors[i] for name, tensors in parts.items()})  # type: ignore[misc]

@@ -112,7 +112,7 @@ def _again(
     again = [one.again() for one in statistics]
     lists = [weights[0::3], weights[1::3], weights[2::3], [one.mean for one in again], [one.var for one in again]]
     given: list[Any] = [None if tensors[0] is None else list(tensors) for tensors in lists]
-    return _plain(x, residual, activation, *given, *again[0][2:])
+    return _plain(x, residual, activation, *given, *again[0][2:])  # type: ignore[call-arg]
 
 
 def _axes(layout: Layout, gates: int) -> list[tuple[int, tuple[int, int]]]:
@@ -133,7 +133,7 @@ def _forward(
             pooled[part, 1] = layout.pooled(layout.mean(view[part], axis), seen)
     gates = []
     for i, (_, seen) in enumerate(axes):
-        gate = spatial_gate(kept[i], *weights[3 * i : 3 * i + 3], *statistics[i])
+        gate = spatial_gate(kept[i], *weights[3 * i : 3 * i + 3], *statistics[i])  # type: ignore[call-arg]
         gates.append(layout.along(gate.squeeze(1) / len(axes), *seen))
     out = layout.empty(x)
     target = layout.view(out)
