@@ -65,7 +65,7 @@ class AttentionResNet(ResNet):
         block_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        blocks = {'basic': BasicBlock, 'bottleneck': Bottleneck}
+        blocks: dict[str, Any] = {'basic': BasicBlock, 'bottleneck': Bottleneck}
         if gate not in GATES:
             raise ValueError(f'gate: expected one of {", ".join(map(repr, GATES))}, got {gate!r}')
         if block not in blocks:

@@ -1,5 +1,7 @@
 """What several gates of CNNs need: activations by name, the gate of positions, and checks of their arguments."""
 
+from typing import Any
+
 from timm.layers import get_act_layer
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ _NAMES: dict[object, str] = {
 }
 
 
-def activation_name(layer: object) -> str | None:
+def activation_name(layer: Any) -> str | None:
     """The name that our ops have for an activation, a name or a class as timm takes them; None if they have none."""
     return _NAMES.get(get_act_layer(layer))  # type: ignore[arg-type]
 
@@ -48,6 +50,10 @@ class PooledConv(nn.Module):
         check_kernel('kernel_size', kernel_size)
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
         self.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01, **dd)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance."""
+        return self.bn.running_mean, self.bn.running_var  # type: ignore[return-value]
 
     def count(self, x: Tensor) -> float:
         """Counts a batch of training, and gives its share in the running statistics."""

@@ -24,6 +24,11 @@ class ChannelGate(nn.Module):
         layers = [nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, channels, **dd)]
         self.mlp = nn.Sequential(nn.Flatten(), *layers)
 
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Those of both layers, then the biases."""
+        fc1, fc2 = self.mlp[1], self.mlp[3]
+        return fc1.weight, fc2.weight, fc1.bias, fc2.bias  # type: ignore[return-value]
+
 
 class SpatialGate(nn.Module):
     """The convolution that makes gates of the maximum and mean of the channels."""
@@ -74,14 +79,14 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
         """The gated map or, with a residual or an activation such as 'relu', activation(gated map + residual)."""
         check_map(x, self.channels, channels_first=True)
-        fc1, fc2 = self.ChannelGate.mlp[1], self.ChannelGate.mlp[3]
+        fc1_weight, fc2_weight, fc1_bias, fc2_bias = self.ChannelGate.weights()
         if self.SpatialGate is None:
             return cbam_gate(
                 x,
-                fc1.weight,  # type: ignore[arg-type]
-                fc2.weight,  # type: ignore[arg-type]
-                fc1.bias,  # type: ignore[arg-type]
-                fc2.bias,  # type: ignore[arg-type]
+                fc1_weight,
+                fc2_weight,
+                fc1_bias,
+                fc2_bias,
                 pools=self.pool_types,
                 residual=residual,
                 activation=activation,
@@ -89,10 +94,10 @@ class CBAM(nn.Module):
         spatial = self.SpatialGate.spatial
         return cbam_gate(
             x,
-            fc1.weight,  # type: ignore[arg-type]
-            fc2.weight,  # type: ignore[arg-type]
-            fc1.bias,  # type: ignore[arg-type]
-            fc2.bias,  # type: ignore[arg-type]
+            fc1_weight,
+            fc2_weight,
+            fc1_bias,
+            fc2_bias,
             spatial.conv.weight,
             spatial.bn.weight,
             spatial.bn.bias,

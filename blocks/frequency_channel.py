@@ -127,10 +127,12 @@ class FrequencyChannelAttention(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
         """The gated map or, with a residual or an activation such as 'relu', activation(gated map + residual)."""
         check_map(x, self.channels, channels_first=True)
+        fc1: Tensor = self.fc[0].weight  # type: ignore[assignment]
+        fc2: Tensor = self.fc[2].weight  # type: ignore[assignment]
         return channel_gate(
             x,
-            self.fc[0].weight,  # type: ignore[arg-type]
-            self.fc[2].weight,  # type: ignore[arg-type]
+            fc1,
+            fc2,
             filters=self.dct_layer.weight,
             residual=residual,
             activation=activation,

@@ -51,9 +51,10 @@ class TripletAttention(nn.Module):
         check_map(x, self.channels, channels_first=True)
         cw = self.cw.conv
         hc = self.hc.conv
-        weights = [cw.conv.weight, hc.conv.weight]
-        norm_weights, norm_biases = [cw.bn.weight, hc.bn.weight], [cw.bn.bias, hc.bn.bias]
-        means, variances = [cw.bn.running_mean, hc.bn.running_mean], [cw.bn.running_var, hc.bn.running_var]
+        weights: list[Tensor] = [cw.conv.weight, hc.conv.weight]
+        norm_weights: list[Tensor] = [cw.bn.weight, hc.bn.weight]
+        norm_biases: list[Tensor] = [cw.bn.bias, hc.bn.bias]
+        statistics = [cw.statistics(), hc.statistics()]
         momentum = cw.count(x)
         hc.count(x)
         if self.hw is not None:
@@ -61,16 +62,15 @@ class TripletAttention(nn.Module):
             weights.append(hw.conv.weight)
             norm_weights.append(hw.bn.weight)
             norm_biases.append(hw.bn.bias)
-            means.append(hw.bn.running_mean)
-            variances.append(hw.bn.running_var)
+            statistics.append(hw.statistics())
             hw.count(x)
         return triplet_gate(
             x,
             weights,
-            norm_weights,  # type: ignore[arg-type]
-            norm_biases,  # type: ignore[arg-type]
-            means,  # type: ignore[arg-type]
-            variances,  # type: ignore[arg-type]
+            norm_weights,
+            norm_biases,
+            [mean for mean, _ in statistics],
+            [var for _, var in statistics],
             cw.bn.training,
             momentum,
             cw.bn.eps,

@@ -37,6 +37,12 @@ class Statistics(NamedTuple):
         """For a batch that is computed again: it has been counted already."""
         return self._replace(mean=None, var=None) if self.training else self
 
+    def gate(self, pooled: Tensor, conv_weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
+        """`spatial_gate` with these statistics."""
+        return spatial_gate(
+            pooled, conv_weight, norm_weight, norm_bias, self.mean, self.var, self.training, self.momentum, self.eps
+        )
+
 
 def check_spatial_gate(x: Tensor, gate: Mapping[str, Tensor | None]) -> None:
     """Raises a ValueError unless they fit: by name, weight of the convolution, then weight, bias, mean and variance."""

@@ -3,6 +3,7 @@
 Legend: B images, C channels, H x W map.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,27 +47,15 @@ def cbam_gate_reference(
         )  # fmt: skip
 
 
-def _unscripted(
-    x: Tensor,
-    residual: Tensor | None,
-    activation: str | None,
-    pools: list[str],
-    fc1_weight: Tensor,
-    fc2_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_bias: Tensor | None,
-    conv_weight: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    statistics: Statistics,
-) -> Tensor:
-    mlp, norm = (fc1_weight, fc2_weight, fc1_bias, fc2_bias), (norm_weight, norm_bias)
-    if not (set(pools) <= {'avg', 'max'} and runs_by_hand(x, residual, *mlp, conv_weight, *norm)):
-        return _plain(x, residual, activation, pools, *mlp, conv_weight, *norm, *statistics)  # type: ignore[arg-type]
+def _unscripted(x: Tensor, residual: Tensor | None, activation: str | None, pools: list[str], *others: Any) -> Tensor:
+    *mlp, conv_weight, norm_weight, norm_bias, statistics = others
+    tensors = (*mlp, conv_weight, norm_weight, norm_bias)
+    if not (set(pools) <= {'avg', 'max'} and runs_by_hand(x, residual, *tensors)):
+        return _plain(x, residual, activation, pools, *tensors, *statistics)
     if conv_weight is not None:
         (conv_weight,) = cast_for_autocast(conv_weight)
     now, later = behind(activation)
-    arguments = (x, residual, now, pools, *mlp, conv_weight, *norm, statistics.settled())
+    arguments = (x, residual, now, pools, *mlp, conv_weight, norm_weight, norm_bias, statistics.settled())
     return finish(by_hand(_forward, _backward, _again, *arguments), None, later)
 
 
@@ -156,7 +145,7 @@ def _forward(
             maximum_and_mean[part, 0] = target[part].amax(layout.channel)
             maximum_and_mean[part, 1] = layout.mean(target[part], layout.channel)
         kept.append(maximum_and_mean)
-        gate = spatial_gate(maximum_and_mean, conv_weight, norm_weight, norm_bias, *statistics).to(x.dtype)
+        gate = statistics.gate(maximum_and_mean, conv_weight, norm_weight, norm_bias).to(x.dtype)
         factor = layout.along(gate.squeeze(1), layout.row, layout.column)
         for part in layout.parts:
             layout.finish(target[part].mul_(factor[part]), part, residual, activation)
@@ -183,10 +172,11 @@ def _backward(
     pooled = kept[0]
     networks = [Small(_channel_gate, pooled[:, part], *mlp) for part in layout.parts]
     gates = [network.output.to(x.dtype) for network in networks]
-    gradient, d_spatial = incoming, [None, None, None]
+    gradient: Callable[[slice], Tensor] = incoming
+    d_spatial: list[Any] = [None, None, None]
     if conv_weight is not None:
-        gradient = _ThroughPositions(layout, incoming, view, gates, kept[1])  # type: ignore[assignment]
-        d_spatial = gradient.backward(conv_weight, norm_weight, norm_bias, statistics)  # type: ignore[attr-defined]
+        gradient = through = _ThroughPositions(layout, incoming, view, gates, kept[1])
+        d_spatial = through.backward(conv_weight, norm_weight, norm_bias, statistics)
 
     d_mlp: list[Any] = [None] * len(mlp)
     for part, network, gate in zip(layout.parts, networks, gates, strict=True):
@@ -201,8 +191,8 @@ def _backward(
         layout.scale_and_shift(d_gated, gate, shift, target[part])
         for pool, maximum, d_pool in zip(pools, pooled[:, part], d_pooled, strict=True):
             if pool == 'max':
-                values = (layout.along(y, layout.channel) for y in (maximum, d_pool))
-                layout.add_maximum_gradient(target[part], view[part], *values, layout.positions)  # type: ignore[arg-type, call-arg]
+                maximum, d_pool = (layout.along(y, layout.channel) for y in (maximum, d_pool))
+                layout.add_maximum_gradient(target[part], view[part], maximum, d_pool, layout.positions)
     return d_x if needs[0] else None, incoming.d_residual, None, None, *d_mlp, *d_spatial, None
 
 
@@ -220,10 +210,7 @@ class _ThroughPositions:
     ) -> list[Any]:
         """Gradients of the weights."""
         layout, sums = self.layout, []
-        network = Small(
-            lambda *inputs: spatial_gate(*inputs, *statistics.again()),  # type: ignore[call-arg]
-            self.maximum_and_mean, conv_weight, norm_weight, norm_bias,
-        )  # fmt: skip
+        network = Small(statistics.again().gate, self.maximum_and_mean, conv_weight, norm_weight, norm_bias)
         for part in layout.parts:
             product = torch.mul(self.incoming(part), self.view[part], out=layout.spare(self.view[part]))
             sums.append(layout.sums_of_channels(product, self.factor[part]))

@@ -53,19 +53,19 @@ def _plain(
     norm_w_weight: Tensor | None,
     norm_w_bias: Tensor | None,
 ) -> Tensor:
-    gate_h = _gate(x.mean(3), conv_h_weight, norm_h_weight, norm_h_bias, num_groups, eps)
-    gate_w = _gate(x.mean(2), conv_w_weight, norm_w_weight, norm_w_bias, num_groups, eps)
+    gate_h = _gate(x.mean(3), num_groups, eps, conv_h_weight, norm_h_weight, norm_h_bias)
+    gate_w = _gate(x.mean(2), num_groups, eps, conv_w_weight, norm_w_weight, norm_w_bias)
     out = x * gate_h.to(x.dtype).unsqueeze(3) * gate_w.to(x.dtype).unsqueeze(2)
     return finish(out, residual, activation)
 
 
 def _gate(
     strips: Tensor,
+    num_groups: int,
+    eps: float,
     conv_weight: Tensor,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
-    num_groups: int,
-    eps: float,
 ) -> Tensor:
     """[B, C, L] -> [B, C, L]."""
     groups = strips.shape[1] // conv_weight.shape[1]
@@ -87,7 +87,7 @@ def _forward(
     kept = [torch.cat(several) for several in zip(*strips, strict=True)]
     gates = []
     for i, (_, *seen) in enumerate(axes):
-        gates.append(layout.along(_gate(kept[i], *weights[3 * i : 3 * i + 3], num_groups, eps), *seen))  # type: ignore[call-arg]
+        gates.append(layout.along(_gate(kept[i], num_groups, eps, *weights[3 * i : 3 * i + 3]), *seen))
     out = layout.empty(x)
     target = layout.view(out)
     for part in layout.parts:
@@ -112,7 +112,7 @@ def _backward(
     layout = Layout(x)
     incoming = Incoming(layout, grad, kept.pop() if activation is not None else None, needs[1])
     view, axes = layout.view(x), _axes(layout)
-    networks = [Small(_gate, kept[i], *weights[3 * i : 3 * i + 3], num_groups, eps) for i in range(2)]
+    networks = [Small(_gate, kept[i], num_groups, eps, *weights[3 * i : 3 * i + 3]) for i in range(2)]
     gates = [layout.along(network.output, *seen) for network, (_, *seen) in zip(networks, axes, strict=True)]
     sums: list[list[Tensor]] = [[], []]
     for part in layout.parts:
@@ -122,8 +122,8 @@ def _backward(
     d_weights: list[Any] = []
     d_means = []
     for network, found, (axis, *seen) in zip(networks, sums, axes, strict=True):
-        d_strips, *d_network = network.gradients(torch.cat(found))
-        d_weights += d_network[:3]
+        d_strips, _, _, *d_network = network.gradients(torch.cat(found))
+        d_weights += d_network
         d_means.append(layout.along(d_strips / view.shape[axis], *seen))
     if not needs[0]:
         return None, incoming.d_residual, None, None, None, *d_weights

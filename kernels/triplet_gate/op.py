@@ -86,5 +86,7 @@ def _check(
         if tensors is not None and len(tensors) != gates:
             raise ValueError(f'{name}: expected one for each of the {gates} of conv_weights, got {len(tensors)}')
     for i in range(gates):
-        parts = {'conv_weights': conv_weights, **lists}
-        check_spatial_gate(x, {f'{name}[{i}]': tensors and tensors[i] for name, tensors in parts.items()})  # type: ignore[misc]
+        gate: dict[str, Tensor | None] = {f'conv_weights[{i}]': conv_weights[i]}
+        for name, tensors in lists.items():
+            gate[f'{name}[{i}]'] = None if tensors is None else tensors[i]
+        check_spatial_gate(x, gate)

@@ -110,9 +110,11 @@ def _again(
 ) -> Tensor:
     """The op in PyTorch's own operations, on the arguments of the passes by hand."""
     again = [one.again() for one in statistics]
-    lists = [weights[0::3], weights[1::3], weights[2::3], [one.mean for one in again], [one.var for one in again]]
+    lists = weights[0::3], weights[1::3], weights[2::3], [one.mean for one in again], [one.var for one in again]
     given: list[Any] = [None if tensors[0] is None else list(tensors) for tensors in lists]
-    return _plain(x, residual, activation, *given, *again[0][2:])  # type: ignore[call-arg]
+    convs, norm_weights, norm_biases, means, variances = given
+    _, _, training, momentum, eps = again[0]
+    return _plain(x, residual, activation, convs, norm_weights, norm_biases, means, variances, training, momentum, eps)
 
 
 def _axes(layout: Layout, gates: int) -> list[tuple[int, tuple[int, int]]]:
@@ -133,7 +135,7 @@ def _forward(
             pooled[part, 1] = layout.pooled(layout.mean(view[part], axis), seen)
     gates = []
     for i, (_, seen) in enumerate(axes):
-        gate = spatial_gate(kept[i], *weights[3 * i : 3 * i + 3], *statistics[i])  # type: ignore[call-arg]
+        gate = statistics[i].gate(kept[i], *weights[3 * i : 3 * i + 3])
         gates.append(layout.along(gate.squeeze(1) / len(axes), *seen))
     out = layout.empty(x)
     target = layout.view(out)
@@ -167,7 +169,7 @@ def _backward(
     d_weights: list[Any] = []
     gates, maxima, d_maxima, d_means = [], [], [], []
     for i, (axis, seen) in enumerate(axes):
-        network = Small(lambda *y, i=i: spatial_gate(*y, *statistics[i].again()), kept[i], *weights[3 * i : 3 * i + 3])
+        network = Small(statistics[i].again().gate, kept[i], *weights[3 * i : 3 * i + 3])
         d_pooled, *d_network = network.gradients(torch.cat(sums[i]).unsqueeze(1) / len(axes))
         d_weights += d_network
         gates.append(layout.along(network.output.squeeze(1) / len(axes), *seen))

@@ -153,9 +153,8 @@ def two_images() -> tuple[list[torch.Tensor], list[DetDataSample]]:
     images, samples = [], []
     for height, width in ((96, 128), (80, 112)):
         images.append(torch.randint(256, (3, height, width), dtype=torch.uint8))
-        sample = DetDataSample(
-            metainfo={'img_shape': (height, width), 'ori_shape': (height, width), 'pad_shape': (height, width)}
-        )
+        size = {name: (height, width) for name in ('img_shape', 'ori_shape', 'pad_shape')}
+        sample = DetDataSample(metainfo={**size, 'scale_factor': (1.0, 1.0)})
         masks = torch.zeros(1, height, width, dtype=torch.uint8)
         masks[:, 10:60, 20:70] = 1
         sample.gt_instances = InstanceData(
@@ -179,8 +178,9 @@ STEPS = [
 
 
 @pytest.mark.parametrize('name', STEPS)
-def test_a_step_of_training_moves_every_parameter(name):
+def test_a_step_of_training_reaches_every_parameter(name):
     config = load(name)
+    config.model.backbone.drop_path_rate = 0.0  # which leaves out blocks by chance
     if name.startswith('cascade'):
         for head in config.model.roi_head.bbox_head:
             head.norm_cfg.type = 'BN'  # the runner does so where there is no GPU
@@ -192,15 +192,18 @@ def test_a_step_of_training_moves_every_parameter(name):
     model = MODELS.build(config.model)
     model.init_weights()
     model.train()
-    before = {key: x.detach().clone() for key, x in model.named_parameters()}
     images, samples = two_images()
     data = model.data_preprocessor({'inputs': images, 'data_samples': samples}, training=True)
     assert data['inputs'].shape[0] == 2
     losses, _ = model.parse_losses(model(**data, mode='loss'))
     assert losses.isfinite()
-    build_optim_wrapper(model, config.optim_wrapper).update_params(losses)
-    still = [key for key, x in model.named_parameters() if torch.equal(x, before[key])]
-    assert not [key for key in still if key.startswith('backbone.')], still
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    wrapper.backward(losses)
+    for key, x in model.backbone.named_parameters():
+        assert x.grad is not None and x.grad.isfinite().all(), key
+    before = {key: x.detach().clone() for key, x in model.named_parameters()}
+    wrapper.step()
+    assert any(not torch.equal(x, before[key]) for key, x in model.backbone.named_parameters(prefix='backbone'))
     model.eval()
     with torch.no_grad():
         data = model.data_preprocessor({'inputs': images, 'data_samples': samples}, training=False)
