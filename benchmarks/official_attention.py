@@ -18,9 +18,10 @@ def routed_attention(
     scale: float,
     weights: Tensor | None = None,
     valid: tuple[int, int] | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """The signature of `attnzoo.kernels.routed_attention`, for hard routing without a mask."""
-    assert weights is None and valid is None
+    """The signature of `attnzoo.kernels.routed_attention`, for hard routing without a mask or dropout."""
+    assert weights is None and valid is None and dropout == 0.0
     B, H, W, C = q.shape
     ry, rx = regions
     tokens = H // ry * (W // rx)
