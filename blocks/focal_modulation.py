@@ -5,6 +5,7 @@ Papers:
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attnzoo.kernels import focal_modulate
 
@@ -57,6 +58,7 @@ class FocalModulation(nn.Module):
         if focal_factor < 0 or focal_factor % 2:
             raise ValueError(f'focal_factor: expected an even number, got {focal_factor}')
         self.dim = dim
+        self.focal_level = focal_level
         self.normalize_modulator = normalize_modulator
         self.f = nn.Linear(dim, 2 * dim + focal_level + 1, bias=bias, **dd)
         self.h = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
@@ -72,6 +74,18 @@ class FocalModulation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_map(x, self.dim)
+        # Three products instead of one, whose odd width would leave maps that do not begin at even places in memory.
+        sizes = [self.dim, self.dim, self.focal_level + 1]
+        weights, bias = self.f.weight.split(sizes), self.f.bias
+        if bias is None:
+            q, context, gates = F.linear(x, weights[0]), F.linear(x, weights[1]), F.linear(x, weights[2])
+        else:
+            biases = bias.split(sizes)
+            q = F.linear(x, weights[0], biases[0])
+            context = F.linear(x, weights[1], biases[1])
+            gates = F.linear(x, weights[2], biases[2])
         kernels = [layer[0].weight for layer in self.focal_layers]  # type: ignore[index]
-        out = focal_modulate(self.f(x), kernels, self.h.weight.flatten(1), self.h.bias, self.normalize_modulator)
+        out = focal_modulate(
+            q, context, gates, kernels, self.h.weight.flatten(1), self.h.bias, self.normalize_modulator
+        )
         return self.proj_drop(self.proj(self.ln(out)))

@@ -12,24 +12,23 @@ from .case import Case, parameters
 
 
 def focal(batch: int, size: int, channels: int, *kernels: int) -> Case:
-    def ours(x: Tensor, weight: Tensor, bias: Tensor, *focal_weights: Tensor) -> Tensor:
-        return focal_modulate(x, list(focal_weights), weight, bias)
+    def ours(q: Tensor, context: Tensor, gates: Tensor, weight: Tensor, bias: Tensor, *levels: Tensor) -> Tensor:
+        return focal_modulate(q, context, gates, list(levels), weight, bias)
 
-    def official(x: Tensor, weight: Tensor, bias: Tensor, *focal_weights: Tensor) -> Tensor:
-        """All maps channels first: a copy of what the projection gave, 1x1 convolutions, and a copy back."""
-        q, context, gates = x.permute(0, 3, 1, 2).contiguous().split([channels, channels, len(kernels) + 1], 1)
+    def official(q: Tensor, context: Tensor, gates: Tensor, weight: Tensor, bias: Tensor, *levels: Tensor) -> Tensor:
+        """All maps channels first: copies of what the projection gave, 1x1 convolutions, and a copy back."""
+        q, context, gates = (x.permute(0, 3, 1, 2).contiguous() for x in (q, context, gates))
         gathered = 0
-        for i, focal_weight in enumerate(focal_weights):
-            padding = focal_weight.shape[2] // 2
-            context = F.gelu(F.conv2d(context, focal_weight, padding=padding, groups=channels))
+        for i, level in enumerate(levels):
+            context = F.gelu(F.conv2d(context, level, padding=level.shape[2] // 2, groups=channels))
             gathered = gathered + context * gates[:, i : i + 1]
         mean = F.gelu(context.mean(2, keepdim=True).mean(3, keepdim=True))
-        gathered = gathered + mean * gates[:, len(kernels) :]
+        gathered = gathered + mean * gates[:, len(levels) :]
         return (q * F.conv2d(gathered, weight[:, :, None, None], bias)).permute(0, 2, 3, 1).contiguous()
 
-    x = torch.randn(batch, size, size, 2 * channels + len(kernels) + 1)
+    maps = [torch.randn(batch, size, size, width) for width in (channels, channels, len(kernels) + 1)]
     weights = parameters((channels, channels), (channels,), *((channels, 1, kernel, kernel) for kernel in kernels))
-    return Case(ours, official, [x], weights)
+    return Case(ours, official, maps, weights)
 
 
 def large_kernel(batch: int, size: int, channels: int) -> Case:

@@ -46,16 +46,17 @@ def check_depthwise(
     dilation: int,
     weight_name: str = 'weight',
     bias_name: str = 'bias',
+    map_name: str = 'x',
 ) -> None:
     """Raises a ValueError unless these are the weights of a depthwise convolution of the map x [B, H, W, C]."""
     channels = x.shape[3]
     if weight.ndim != 4 or tuple(weight.shape[:2]) != (channels, 1):
         raise ValueError(
-            f'{weight_name}: expected [channels, 1, height, width] with the {channels} channels of x, '
+            f'{weight_name}: expected [channels, 1, height, width] with the {channels} channels of {map_name}, '
             f'got shape {tuple(weight.shape)}'
         )
     check_odd(weight_name, weight.shape[2:])
     check_shape(bias_name, bias, [channels], 'channels')
-    check_devices('x', x, {weight_name: weight, bias_name: bias})
+    check_devices(map_name, x, {weight_name: weight, bias_name: bias})
     if dilation < 1:
         raise ValueError(f'dilation: expected at least 1, got {dilation}')

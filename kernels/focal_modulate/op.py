@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._checks import check_devices, check_map, check_shape
+from attnzoo.kernels._checks import check_devices, check_dtypes, check_map, check_shape
 from attnzoo.kernels._fx import fx_leaf
 from attnzoo.kernels.depthwise_conv.op import check_depthwise
 
@@ -12,7 +12,13 @@ from .reference import focal_modulate_reference
 
 @fx_leaf
 def focal_modulate(
-    x: Tensor, kernels: list[Tensor], weight: Tensor, bias: Tensor | None = None, normalize: bool = False
+    q: Tensor,
+    context: Tensor,
+    gates: Tensor,
+    kernels: list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    normalize: bool = False,
 ) -> Tensor:
     """Multiply the queries of a map by what is around them: the focal modulation of FocalNet (2203.11926).
 
@@ -24,8 +30,9 @@ def focal_modulate(
     Legend: B images, H x W map, C channels, L levels.
 
     Args:
-        x: Packed queries, context and gates, [B, H, W, 2C + L + 1]: C queries, C of context, a gate for each level and
-            one for the mean.
+        q: Queries, [B, H, W, C].
+        context: [B, H, W, C].
+        gates: One for each level, then one for the mean, [B, H, W, L + 1].
         kernels: L depthwise kernels without bias, each [C, 1, kh, kw] with odd kh and kw.
         weight: Of the linear layer on the sum, [C, C] as `nn.Linear` has it.
         bias: Of the linear layer, [C].
@@ -38,22 +45,22 @@ def focal_modulate(
         ValueError: An argument has the wrong shape, dtype or device; the message names it.
     """
     if not torch.jit.is_scripting():
-        _check(x, kernels, weight, bias)
-    return focal_modulate_reference(x, kernels, weight, bias, normalize)
+        _check(q, context, gates, kernels, weight, bias)
+    return focal_modulate_reference(q, context, gates, kernels, weight, bias, normalize)
 
 
-def _check(x: Tensor, kernels: list[Tensor], weight: Tensor, bias: Tensor | None) -> None:
-    check_map('x', x, holds='2 * channels + levels + 1')
-    levels = len(kernels)
-    channels = (x.shape[3] - levels - 1) // 2
-    if levels == 0:
+def _check(
+    q: Tensor, context: Tensor, gates: Tensor, kernels: list[Tensor], weight: Tensor, bias: Tensor | None
+) -> None:
+    check_map('q', q)
+    channels = q.shape[3]
+    if not kernels:
         raise ValueError('kernels: expected one for each level, got none')
-    if channels < 1 or x.shape[3] != 2 * channels + levels + 1:
-        raise ValueError(
-            f'x: expected 2 * channels + {levels + 1} for the {levels} levels of kernels, got {x.shape[3]}'
-        )
+    check_shape('context', context, q.shape, 'batch, height, width, channels')
+    check_shape('gates', gates, [*q.shape[:3], len(kernels) + 1], 'batch, height, width, levels + 1')
+    check_dtypes({'q': q, 'context': context, 'gates': gates})
     for i, kernel in enumerate(kernels):
-        check_depthwise(x[..., :channels], kernel, None, 1, f'kernels[{i}]')
+        check_depthwise(context, kernel, None, 1, f'kernels[{i}]', map_name='context')
     check_shape('weight', weight, [channels, channels], 'channels, channels')
     check_shape('bias', bias, [channels], 'channels')
-    check_devices('x', x, {'weight': weight, 'bias': bias})
+    check_devices('q', q, {'context': context, 'gates': gates, 'weight': weight, 'bias': bias})
