@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import ClassifierHead, Mlp
+from timm.layers import ClassifierHead
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from attnzoo.blocks import BiLevelRoutingAttention, GlobalAttention
+from attnzoo.blocks import BiLevelRoutingAttention, GlobalAttention, Mlp
 from attnzoo.blocks._common import check_size
 from attnzoo.kernels import depthwise_conv
 

@@ -1,30 +1,43 @@
-"""Hidden layers that are computed by parts.
+"""What modules ask before they leave the plain way through their layers on a CPU, and work by parts.
 
-On a CPU a large one is memory that is new at each call, and getting it takes longer than filling it. Parts of it fit
+A large hidden layer is memory that is new at each call, and getting it takes longer than filling it. Parts of it fit
 into the caches, one after the other in the same memory.
 """
 
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.modules import module as global_hooks
 
 from attnzoo.kernels._cpu import LARGE_BYTES, runs_by_hand
 
 PART_BYTES = 4 << 20  # of the hidden layer
 
 
+def may_skip_layers(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module may do what its layers do without calling each once, on the whole input."""
+    return not isinstance(x, Proxy) and runs_by_hand(x) and not _has_listeners(module)
+
+
 def pays_by_parts(module: nn.Module, x: Tensor, growth: float) -> bool:
     """Whether a module should take its input by parts; its hidden layer is `growth` times as large as that."""
-    if isinstance(x, Proxy) or not runs_by_hand(x) or x.numel() * growth * x.element_size() < LARGE_BYTES:
+    if isinstance(x, Proxy) or x.numel() * growth * x.element_size() < LARGE_BYTES:
         return False
-    # Whoever listens to a layer wants to hear it once.
-    return not any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in module.modules()
-        if m is not module
-    )
+    return may_skip_layers(module, x)
 
 
 def parts(x: Tensor, growth: float) -> tuple[Tensor, ...]:
     """The input, split along its first axis."""
     row_bytes = x[0].numel() * growth * x.element_size()
     return x.split(max(1, int(PART_BYTES / row_bytes)))
+
+
+def _has_listeners(module: nn.Module) -> bool:
+    """Whether anyone listens to a layer inside, and wants to hear it once."""
+    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+    if any(getattr(global_hooks, f'_global{kind}') for kind in kinds):
+        return True
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in module.modules()
+        if m is not module
+    )

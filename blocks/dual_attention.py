@@ -4,12 +4,13 @@ Papers:
 - `DaViT: Dual Attention Vision Transformers` - https://arxiv.org/abs/2204.03645
 """
 
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ._common import check_map
 from .channel_group import ChannelGroupAttention
 from .conditional_position import ConditionalPositionEncoding
+from .mlp import Mlp
 from .window import WindowAttention
 
 

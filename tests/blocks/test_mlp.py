@@ -1,7 +1,6 @@
-"""The MLP equals timm's, by parts and as a whole."""
+"""The MLP equals timm's, by hand and layer by layer."""
 
 import copy
-from unittest.mock import patch
 
 import pytest
 import timm.layers
@@ -12,21 +11,60 @@ from attnzoo.blocks import Mlp
 from attnzoo.kernels._measure import peak_bytes
 
 
-@pytest.mark.parametrize('shape', [(2, 5, 7, 4), (3, 11, 4), (1, 4)])
-@pytest.mark.parametrize('arguments', [{}, dict(out_features=6, bias=(True, False), norm_layer=torch.nn.LayerNorm)])
-def test_equals_timms(arguments, shape, small_parts):
+@pytest.mark.parametrize('shape', [(2, 5, 7, 4), (3, 11, 4), (1, 4), (4,)])
+@pytest.mark.parametrize(
+    'by_hand, arguments',
+    [
+        (True, {}),
+        (True, dict(act_layer=timm.layers.GELUTanh, out_features=6, bias=(True, False), drop=0.0)),
+        (True, dict(act_layer=lambda: torch.nn.GELU('tanh'), bias=(False, True))),
+        (False, dict(norm_layer=torch.nn.LayerNorm)),
+        (False, dict(act_layer=torch.nn.SiLU)),
+    ],
+)
+def test_equals_timms(by_hand, arguments, shape, small_parts):
     torch.manual_seed(0)
     theirs = timm.layers.Mlp(4, 16, **arguments)
     module = Mlp(4, 16, **arguments)
     module.load_state_dict(theirs.state_dict())
     x = torch.randn(shape)
-    with patch.object(Mlp, 'by_parts', autospec=True, side_effect=Mlp.by_parts) as by_parts:
-        found = gradients(module, module, (x,))
-    assert by_parts.called
+    assert module.runs_by_hand(x) == by_hand
+    found = gradients(module, module, (x,))
     for one, other in zip(found, gradients(theirs, theirs, (x,)), strict=True):
         assert_near(one, other, 1e-5)
     with torch.no_grad():
         assert_near(module(x), theirs(x), 1e-6)
+
+
+def test_a_layer_that_was_replaced_runs():
+    """As adapters and quantisation do it."""
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module, x = Mlp(4, 16), torch.randn(2, 3, 4)
+    expected = 2 * (module(x) - module.fc2.bias) + 2 * module.fc2.bias
+    doubled = Doubled(16, 4)
+    doubled.load_state_dict(module.fc2.state_dict())
+    module.fc2 = doubled
+    assert_near(module(x), expected, 1e-6)
+
+
+def test_under_autocast_it_is_as_near_as_timms():
+    torch.manual_seed(0)
+    exact = timm.layers.Mlp(64, 256).double()
+    x = torch.randn(2, 9, 64)
+    expected = gradients(exact, exact, (x.double(),))
+    errors = []
+    for kind in (Mlp, timm.layers.Mlp):
+        module = kind(64, 256)
+        module.load_state_dict(exact.state_dict())
+        with torch.autocast('cpu', torch.bfloat16):
+            found = gradients(module, module, (x,))
+        errors.append([float((one - other).abs().max()) for one, other in zip(found, expected, strict=True)])
+        assert all(one.dtype == torch.float32 for one in found[1:])
+    assert all(ours <= 1.5 * theirs + 1e-6 for ours, theirs in zip(*errors, strict=True)), errors
 
 
 @over_all_onlookers
@@ -61,7 +99,7 @@ def test_takes_less_memory(training):
     torch.manual_seed(0)
     module, x = Mlp(96, 384), torch.randn(8, 56, 56, 96)
     whole = copy.deepcopy(module)
-    whole.by_parts = whole.layers
+    whole.by_hand = whole.layers
 
     def step(module):
         with torch.set_grad_enabled(training):
@@ -70,4 +108,4 @@ def test_takes_less_memory(training):
             out.sum().backward()
 
     peaks = [peak_bytes(lambda one=one: step(one), torch.device('cpu')) for one in (module, whole)]
-    assert peaks[0] < 0.8 * peaks[1]
+    assert peaks[0] < 0.7 * peaks[1]
