@@ -63,6 +63,7 @@ def _forward(
     fc1_bias: Tensor | None,
     fc2_bias: Tensor | None,
     approximate: str,
+    *,
     keep: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     rows = x.reshape(-1, x.shape[-1])

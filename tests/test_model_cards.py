@@ -1,5 +1,8 @@
 """Model cards say what the code says."""
 
+import json
+import re
+
 import pytest
 import timm
 import torch
@@ -42,3 +45,13 @@ def test_numbers_are_those_of_the_models(root):
             assert entry['published_top1'] == published_top1(name)
             file = official_file(name)
             assert entry['weights'] == (file.name if file else cfg.get('hf_hub_id'))
+
+
+def test_speed_is_that_of_the_benchmark(root):
+    """As `benchmarks/images_per_second.py --cards` writes it: a fact for each model, and a cell of the table."""
+    measured = json.loads((root / 'benchmarks/results/cpu_images_per_second.json').read_text())['images_per_second']
+    for path, facts in read_cards(root):
+        for entry in facts['models']:
+            figure = measured[entry['name']]
+            assert entry['cpu_images_per_second'] == figure > 0
+            assert re.search(rf'^\| `{entry["name"]}`.*\| {figure} \|$', path.read_text(), re.MULTILINE)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, runs_by_hand, slices, sum_of_rows, zeros_for_sums
+from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, infers_by_hand, runs_by_hand, slices, sum_of_rows, zeros_for_sums
 from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels.depthwise_conv.reference import convolve, depthwise_conv_reference
 from attnzoo.kernels.depthwise_conv.reference import gradients as conv_gradients
@@ -29,8 +29,9 @@ def conv_glu_reference(
     else:
         if dropout == 0.0 and runs_by_hand(*arguments):
             cast = cast_for_autocast(*arguments)
-            if _image_bytes(cast[0], conv_weight) * x.shape[0] >= LARGE_BYTES:
-                return by_hand(_forward, _backward, _plain, *cast)
+            if infers_by_hand(*cast):
+                return _forward(*cast, keep=False)[0]
+            return by_hand(_forward, _backward, _plain, *cast)
         return _plain(*arguments, dropout)
 
 
@@ -80,14 +81,22 @@ def _forward(
     fc1_bias: Tensor | None,
     conv_bias: Tensor | None,
     fc2_bias: Tensor | None,
-) -> tuple[Tensor, tuple[()]]:
-    gate_half, value_half = _halves(fc1_weight, fc1_bias)
+    *,
+    keep: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    halves, kept = _halves(fc1_weight, fc1_bias), []
+    keep &= _image_bytes(x, conv_weight) * x.shape[0] < LARGE_BYTES
     out = x.new_empty(*x.shape[:3], fc2_weight.shape[0])
     for part in _parts(x, conv_weight):
-        conv = convolve(F.linear(x[part], *gate_half), conv_weight, conv_bias)
-        hidden = torch.ops.aten.gelu_(conv).mul_(F.linear(x[part], *value_half))
-        out[part] = F.linear(hidden, fc2_weight, fc2_bias)
-    return out, ()
+        gate, value = (F.linear(x[part], *half) for half in halves)
+        conv = convolve(gate, conv_weight, conv_bias)
+        if keep:
+            kept += [gate, value, conv]
+            hidden = F.gelu(conv)
+        else:
+            hidden = torch.ops.aten.gelu_(conv)
+        out[part] = F.linear(hidden.mul_(value), fc2_weight, fc2_bias)
+    return out, tuple(kept)
 
 
 def _backward(
@@ -106,10 +115,13 @@ def _backward(
     arguments = (x, fc1_weight, conv_weight, fc2_weight, fc1_bias, conv_bias, fc2_bias)
     grads = [None, *zeros_for_sums(arguments[1:], needs[1:])]
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs[0] else None
-    for part in _parts(x, conv_weight):
+    for i, part in enumerate(_parts(x, conv_weight)):
         rows, d_out = x[part].flatten(0, 2), grad[part].flatten(0, 2)
-        gate, value = (F.linear(x[part], weight, bias) for weight, bias in halves)
-        conv = convolve(gate, conv_weight, conv_bias)
+        if kept:
+            gate, value, conv = kept[3 * i : 3 * i + 3]
+        else:
+            gate, value = (F.linear(x[part], *half) for half in halves)
+            conv = convolve(gate, conv_weight, conv_bias)
         active = F.gelu(conv)
         d_hidden = (d_out @ fc2_weight).view_as(conv)
         if grads[3] is not None:
