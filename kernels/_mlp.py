@@ -36,9 +36,10 @@ def mlp(
         [..., D].
     """
     cast = cast_for_autocast(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias)
+    arguments = [*cast, approximate]
     if infers_by_hand(*cast):
-        return _forward(*cast, approximate, keep=False)[0]
-    return by_hand(_forward, _backward, _plain, *cast, approximate)
+        return _forward(*arguments, keep=False)[0]
+    return by_hand(_forward, _backward, _plain, *arguments)
 
 
 def _plain(
