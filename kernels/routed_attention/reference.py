@@ -80,7 +80,6 @@ def routed_attention(
         dense = weights is None and _prefers_dense(q, routes, regions)
     if dense:
         return _dense(q, k, v, routes, regions, num_heads, scale, valid, dropout)
-    q_rows, k_rows, v_rows = _rows(q, regions, num_heads), _rows(k, regions, num_heads), _rows(v, regions, num_heads)
     index = routes + torch.arange(routes.shape[0], device=routes.device)[:, None, None] * routes.shape[1]
     index = index.flatten(0, 1)
     factors = None if weights is None else weights.detach().flatten(0, 1)
@@ -89,13 +88,13 @@ def routed_attention(
         padding = _padding_bias(k, valid).view(1, k.shape[1], k.shape[2], 1)
         bias = _rows(padding, regions, 1).flatten(1)[routes.flatten(0, 1)].flatten(1)[:, None, None, :]
     if torch.jit.is_scripting():
-        out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias, dropout)
+        out = _attend_maps(q, k, v, index, regions, num_heads, scale, factors, bias, dropout)
     else:
         # Weights that were dropped could not be computed again, which the steps do in the backward.
         if dropout == 0.0 and is_plain_eager(q, k, v) and not q.is_meta:
-            out = _StepwiseAttention.apply(q_rows, k_rows, v_rows, index, scale, factors, bias)
+            out = _StepwiseAttention.apply(q, k, v, index, regions, num_heads, scale, factors, bias)
         else:
-            out = _attend(q_rows, k_rows, v_rows, index, scale, factors, bias, dropout)
+            out = _attend_maps(q, k, v, index, regions, num_heads, scale, factors, bias, dropout)
     B, H, W, C = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
     ry, rx = regions
     out = out.reshape(B, ry, rx, H // ry, W // rx, C)
@@ -192,6 +191,30 @@ def _region_of_token(x: Tensor, regions: tuple[int, int]) -> Tensor:
     return (rows[:, None] * regions[1] + columns[None, :]).flatten()
 
 
+def _map(rows: Tensor, like: Tensor, regions: tuple[int, int]) -> Tensor:
+    """The way back from `_rows`, to a map of the size of another."""
+    B, H, W, C = like.shape
+    ry, rx = regions
+    return rows.reshape(B, ry, rx, H // ry, W // rx, C).transpose(2, 3).reshape(B, H, W, C)
+
+
+def _attend_maps(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    regions: tuple[int, int],
+    num_heads: int,
+    scale: float,
+    factors: Tensor | None,
+    bias: Tensor | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`_attend` on maps; its result are rows."""
+    q, k, v = _rows(q, regions, num_heads), _rows(k, regions, num_heads), _rows(v, regions, num_heads)
+    return _attend(q, k, v, index, scale, factors, bias, dropout)
+
+
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -228,15 +251,17 @@ def _attend_gathered(
 
 
 class _StepwiseAttention(torch.autograd.Function):
-    """`_attend` in steps that hold a bounded number of gathered keys and values, in both directions.
+    """`_attend_maps` in steps that hold a bounded number of gathered keys and values, in both directions.
 
-    Autograd alone would keep every gathered copy for the backward, K times the map and more.
+    Autograd alone would keep every gathered copy for the backward, K times the map and more. Here the maps alone stay,
+    which often are views of one that others keep too.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, index, scale, factors, bias):
+    def forward(ctx, q, k, v, index, regions, num_heads, scale, factors, bias):
         ctx.save_for_backward(q, k, v, index, factors, bias)
-        ctx.scale = scale
+        ctx.settings = regions, num_heads, scale
+        q, k, v = (_rows(x, regions, num_heads) for x in (q, k, v))
         out = q.new_empty(*q.shape[:3], v.shape[3])
         for part in _steps(k, v, index):
             out[part] = _attend(q[part], k, v, index[part], scale, _part(factors, part), _part(bias, part))
@@ -244,23 +269,26 @@ class _StepwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, index, factors, bias = ctx.saved_tensors
+        *maps, index, factors, bias = ctx.saved_tensors
+        regions, num_heads, scale = ctx.settings
         if wants_autograd(grad):
-            arguments = (q, k, v, index, ctx.scale, factors, bias)
-            return gradients_by_autograd(_attend, arguments, ctx.needs_input_grad, grad)
+            arguments = (*maps, index, *ctx.settings, factors, bias)
+            return gradients_by_autograd(_attend_maps, arguments, ctx.needs_input_grad, grad)
+        q, k, v = (_rows(x, regions, num_heads) for x in maps)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for part in _steps(k, v, index):
             q_step = q[part].detach().requires_grad_()
             k_step = _gather(k, index[part]).detach().requires_grad_()
             v_step = _gather(v, index[part]).detach().requires_grad_()
             with torch.enable_grad():
-                out = _attend_gathered(q_step, k_step, v_step, ctx.scale, _part(factors, part), _part(bias, part))
+                out = _attend_gathered(q_step, k_step, v_step, scale, _part(factors, part), _part(bias, part))
             step_q, step_k, step_v = torch.autograd.grad(out, (q_step, k_step, v_step), grad[part])
             grad_q[part] = step_q
             rows = index[part].flatten()
             grad_k.flatten(1).index_add_(0, rows, step_k.flatten(2).flatten(0, 1))
             grad_v.flatten(1).index_add_(0, rows, step_v.flatten(2).flatten(0, 1))
-        return grad_q, grad_k, grad_v, None, None, None, None
+        grads = (_map(rows, like, regions) for rows, like in zip((grad_q, grad_k, grad_v), maps, strict=True))
+        return *grads, None, None, None, None, None, None
 
 
 def _steps(k: Tensor, v: Tensor, index: Tensor) -> list[slice]:
