@@ -1,14 +1,14 @@
 """Two linear layers with a GELU between them, both passes written out by hand for a CPU.
 
-Autograd keeps the hidden layer before the GELU and behind it. Here the backward pass computes the latter again, by
-parts that fit into the caches: new memory costs more than this arithmetic.
+Autograd keeps the hidden layer before the GELU and behind it. Here the backward pass computes the latter again, and the
+former too where it is large, by parts that fit into the caches: new memory costs about as much as this arithmetic.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._cpu import by_hand, infers_by_hand, slices, sum_of_rows
+from ._cpu import LARGE_BYTES, by_hand, infers_by_hand, slices, sum_of_rows
 from ._dispatch import cast_for_autocast
 
 PART_BYTES = 8 << 20  # of the hidden layer
@@ -69,6 +69,7 @@ def _forward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     rows = x.reshape(-1, x.shape[-1])
     out = rows.new_empty(rows.shape[0], fc2_weight.shape[0])
+    keep &= rows.shape[0] * fc1_weight.shape[0] * rows.element_size() < LARGE_BYTES
     kept = []
     for part in _parts(rows, fc1_weight):
         hidden = F.linear(rows[part], fc1_weight, fc1_bias)
@@ -98,7 +99,8 @@ def _backward(
     rows, d_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     d_x = torch.empty_like(rows) if needs[0] else None
     sums: list[Tensor | None] = [None] * 4
-    for part, hidden in zip(_parts(rows, fc1_weight), kept, strict=True):
+    for i, part in enumerate(_parts(rows, fc1_weight)):
+        hidden = kept[i] if kept else F.linear(rows[part], fc1_weight, fc1_bias)
         d_out = d_rows[part]
         if needs[2]:
             sums[1] = _added(sums[1], d_out.mT @ F.gelu(hidden, approximate=approximate))

@@ -7,18 +7,12 @@ from timm.layers import Mlp
 from torch import nn
 
 from attnzoo.blocks import _parts
-from attnzoo.kernels import _mlp
 
 
 @pytest.fixture
 def small_parts():
     """Every hidden layer counts as large, and a part of it is three rows of 16 channels."""
-    part = 3 * 16 * 4
-    with (
-        patch.object(_parts, 'LARGE_BYTES', 1),
-        patch.object(_parts, 'PART_BYTES', part),
-        patch.object(_mlp, 'PART_BYTES', part),
-    ):
+    with patch.object(_parts, 'LARGE_BYTES', 1), patch.object(_parts, 'PART_BYTES', 3 * 16 * 4):
         yield
 
 

@@ -8,7 +8,15 @@ import torch
 from onlookers import assert_near, gradients, over_all_onlookers
 
 from attnzoo.blocks import Mlp
+from attnzoo.kernels import _mlp
 from attnzoo.kernels._measure import peak_bytes
+
+
+@pytest.fixture(params=['kept', 'computed again'])
+def parts(request, monkeypatch):
+    """A part of a hidden layer is three rows of 16 channels, which the backward pass gets or computes again."""
+    monkeypatch.setattr(_mlp, 'PART_BYTES', 3 * 16 * 4)
+    monkeypatch.setattr(_mlp, 'LARGE_BYTES', 1 << 40 if request.param == 'kept' else 1)
 
 
 @pytest.mark.parametrize('shape', [(2, 5, 7, 4), (3, 11, 4), (1, 4), (4,)])
@@ -22,7 +30,7 @@ from attnzoo.kernels._measure import peak_bytes
         (False, dict(act_layer=torch.nn.SiLU)),
     ],
 )
-def test_equals_timms(by_hand, arguments, shape, small_parts):
+def test_equals_timms(by_hand, arguments, shape, parts):
     torch.manual_seed(0)
     theirs = timm.layers.Mlp(4, 16, **arguments)
     module = Mlp(4, 16, **arguments)
@@ -68,12 +76,12 @@ def test_under_autocast_it_is_as_near_as_timms():
 
 
 @over_all_onlookers
-def test_does_the_same_whoever_looks_on(looks_on, small_parts):
+def test_does_the_same_whoever_looks_on(looks_on, parts):
     torch.manual_seed(0)
     looks_on(Mlp(4, 16).eval(), torch.randn(3, 5, 6, 4))
 
 
-def test_whoever_listens_to_a_layer_hears_it_once(small_parts):
+def test_whoever_listens_to_a_layer_hears_it_once(parts):
     module, heard = Mlp(4, 16), []
     x = torch.randn(2, 5, 7, 4)
     expected = module(x)
@@ -85,7 +93,7 @@ def test_whoever_listens_to_a_layer_hears_it_once(small_parts):
     assert len(heard) == 1
 
 
-def test_dropout_drops(small_parts):
+def test_dropout_drops(parts):
     torch.manual_seed(0)
     module = Mlp(4, 16, drop=(0.5, 0.0)).train()
     x = torch.randn(1, 4).expand(400, 4)
