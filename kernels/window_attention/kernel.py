@@ -154,16 +154,18 @@ def _widths(tokens: int, most: int) -> tuple[int, ...]:
     return width, *_widths(tokens - width, most)
 
 
-def _tiles(tokens: int, head_dim: int, cosine: bool, filled: bool, target: Target) -> _Tiles:
+def _tiles(tokens: int, head_dim: int, cosine: bool, target: Target) -> _Tiles:
     rows = _rows(tokens)
     if rows < 64:
         warps = rows // 16
         return _Tiles(rows, (rows,), (rows,), warps, warps, 16 // warps, 8 // warps)
+    wide = target.backend == 'cuda' and head_dim > 32
     if tokens <= rows:
-        backward_warps = 8 if target.backend == 'cuda' and (head_dim > 32 or cosine) else 4
+        backward_warps = 8 if wide or (target.backend == 'cuda' and cosine) else 4
         return _Tiles(rows, (rows,), (rows,), 4, backward_warps, 4, 2)
-    widest = 128 if head_dim <= 32 and len(_widths(tokens, 128)) <= 2 else 64
-    return _Tiles(rows, _widths(tokens, widest), _widths(tokens, 64), 4, 4, 2, 2)
+    widest = 128 if head_dim <= 32 and tokens <= 144 and not cosine else 64
+    backward_widths = _widths(tokens, 32 if wide and cosine else 64)
+    return _Tiles(rows, _widths(tokens, widest), backward_widths, 4, 8 if wide else 4, 2, 2)
 
 
 class _Plan(NamedTuple):
@@ -181,7 +183,7 @@ class _Plan(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def _plan(call: Call, images: int, head_dim: int, cosine: bool, filled: bool, shared: bool, target: Target) -> _Plan:
     cut, heads, tokens = call.cut, call.num_heads, call.cut.window[0] * call.cut.window[1]
-    tiles = _tiles(tokens, head_dim, cosine, filled, target)
+    tiles = _tiles(tokens, head_dim, cosine, target)
     query_tiles = -(-tokens // tiles.rows)
     padded = query_tiles * tiles.rows
     wrap = cut.size if cut.pad_after_shift else cut.padded
