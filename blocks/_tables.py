@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from attnzoo.kernels._dispatch import is_plain_eager
+from attnzoo.kernels._kept import is_counted
 
 
 class TableModule(nn.Module):
@@ -30,7 +31,7 @@ class TableModule(nn.Module):
         if torch.is_grad_enabled() or _is_traced(key):
             return make(key)
         sources = [*self.parameters(), *self.buffers()]
-        if not is_plain_eager(*sources) or not all(_is_counted(x) for x in sources):
+        if not is_plain_eager(*sources) or not all(is_counted(x) for x in sources):
             return make(key)
         stamp = (key, _autocast(sources[0]), *((x._version, x.data_ptr(), x.dtype, x.device) for x in sources))
         kept = self._kept  # looked at once: another thread may replace it
@@ -50,11 +51,6 @@ class TableModule(nn.Module):
 def _is_traced(key: Any) -> bool:
     """Whether torch.fx makes a graph, in which sizes are no numbers."""
     return any(isinstance(part, Proxy) for part in (key if isinstance(key, tuple) else (key,)))
-
-
-def _is_counted(x: Tensor) -> bool:
-    """Whether PyTorch counts the writes to a tensor, and this call is not recorded to be repeated after them."""
-    return not (x.is_meta or x.is_inference() or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 def _autocast(x: Tensor) -> torch.dtype | None:

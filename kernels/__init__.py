@@ -3,6 +3,8 @@
 This layer imports neither timm nor any other part of attnzoo.
 """
 
+import sys
+
 from ._dispatch import why
 from ._math import normalize
 from ._sdpa import full_attention
@@ -47,3 +49,11 @@ __all__ = [
     'why',
     'window_attention',
 ]
+
+# An op has the name of its package and stands in its place: what `import attnzoo.kernels.<op>.<module>` looks for, and
+# what is imported later, is found on the op.
+for _package in (sys.modules.get(f'{__name__}.{_name}') for _name in __all__):
+    if _package is not None:
+        _op = globals()[_package.__name__.rpartition('.')[2]]
+        vars(_package).update(vars(_op))
+        _op.__dict__ = vars(_package)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -60,3 +61,26 @@ def check_dropout(dropout: float) -> None:
     """Raises a ValueError unless it is a rate."""
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f'dropout: expected a rate from 0 to 1, got {dropout}')
+
+
+def check_choice(name: str, value: str, choices: tuple[str, str]) -> None:
+    """Raises a ValueError unless it is one of two words."""
+    if value not in choices:
+        raise ValueError(f'{name}: expected {choices[0]!r} or {choices[1]!r}, got {value!r}')
+
+
+def check_pair_bias(bias: Tensor | None, index: Tensor | None, num_heads: int, tokens: int) -> None:
+    """Raises a ValueError unless a bias is dense, [num_heads, tokens, tokens], or a table with an index of its rows."""
+    if index is not None:
+        if bias is None or bias.ndim != 2 or bias.shape[1] != num_heads:
+            got = None if bias is None else tuple(bias.shape)
+            raise ValueError(f'bias: expected with a bias_index a table [rows, num_heads = {num_heads}], got {got}')
+        if index.shape != (tokens, tokens) or index.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f'bias_index: expected int64 or int32 of the shape {(tokens, tokens)}, window tokens squared, '
+                f'got {index.dtype} {tuple(index.shape)}'
+            )
+    elif bias is not None and bias.shape != (num_heads, tokens, tokens):
+        raise ValueError(
+            f'bias: expected [num_heads, tokens, tokens] = {(num_heads, tokens, tokens)}, got {tuple(bias.shape)}'
+        )

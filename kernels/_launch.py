@@ -14,6 +14,7 @@ class Launch(NamedTuple):
 
     kernel: Any
     arguments: dict[str, Any]
+    grid: tuple[int, ...]
     options: dict[str, Any]
 
 
@@ -59,13 +60,33 @@ def _device_target(device: int) -> Target:
     return Target('cuda', properties.major * 10 + properties.minor, properties.multi_processor_count)
 
 
-def launch(kernel: Any, programs: int, arguments: dict[str, Any], **options: Any) -> None:
-    """Runs `programs` instances of a kernel on the device of its first tensor; none for an empty input."""
-    options = {'enable_fp_fusion': True, **options}
+def image_span(x: Tensor) -> int:
+    """Elements of memory from the first to the last of an image of x: kernels count them in 32 bits."""
+    span = 0
+    for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True):
+        span += (size - 1) * stride
+    return span
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **options: Any) -> None:
+    """Runs a grid of programs on the device of the kernel's first argument, a tensor; none for an empty input.
+
+    Of the arguments, which several kernels may share, each takes those that it names.
+    """
+    arguments = {name: arguments[name] for name in kernel.arg_names}
+    options['enable_fp_fusion'] = True
     if _paper is not None:
-        _paper[1].append(Launch(kernel, arguments, options))
-    elif programs > 0:
-        first = next(argument for argument in arguments.values() if isinstance(argument, Tensor))
-        # device(-1), which a CPU tensor gets, changes nothing
-        with torch.cuda.device(first.device.index if first.is_cuda else -1):
-            kernel[(programs,)](**arguments, **options)
+        _paper[1].append(Launch(kernel, arguments, grid, options))
+    elif 0 not in grid:
+        first = next(iter(arguments.values()))
+        if first.is_cuda:
+            with torch.cuda.device(first.device):
+                kernel[grid](**arguments, **options)
+        else:
+            kernel[grid](**arguments, **options)
+
+
+def split(groups: int, images: int, programs: int) -> tuple[int, int]:
+    """Shares of the images and of the groups, so many programs at most: all groups apart before images are."""
+    group_shares = max(1, min(groups, programs))
+    return min(images, max(1, programs // group_shares)), group_shares

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,33 +81,45 @@ def launches(case: Case, dtype: torch.dtype, target: Target) -> list[tuple[str, 
     return [('forward' if i < forward else 'backward', launch) for i, launch in enumerate(recorded)]
 
 
+class _Function(NamedTuple):
+    """A function that is passed to a kernel, for another process."""
+
+    module: str
+    name: str
+
+
 def _source(launch: Launch) -> tuple[Any, ...]:
     """Module and name of the kernel, signature, constants, attributes and options: what the compiler is given.
 
     As Triton's own launcher has it: None and the number 1 are constants, multiples of 16 are known as such.
     """
     from triton.language import constexpr
+    from triton.runtime.jit import JITFunction
 
     signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
 
-    def kind(value: Any, path: tuple[int, ...], constant: bool) -> Any:
-        if isinstance(value, tuple):
-            return tuple(kind(item, (*path, i), constant) for i, item in enumerate(value))
+    def kind(value: Any, path: tuple[int, ...], constant: bool, specialized: bool) -> Any:
+        if isinstance(value, tuple) and not constant:
+            return tuple(kind(item, (*path, i), constant, specialized) for i, item in enumerate(value))
         if isinstance(value, constexpr):
             value, constant = value.value, True
-        if constant or value is None or (isinstance(value, int) and value == 1):
-            constants[path] = value
+        specialized = specialized and isinstance(value, int)
+        if constant or value is None or (specialized and value == 1):
+            constants[path] = (
+                _Function(value.fn.__module__, value.__name__) if isinstance(value, JITFunction) else value
+            )
             return 'constexpr'
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, Tensor) or (specialized and value % 16 == 0):
             attributes[path] = [['tt.divisibility', 16]]
         if isinstance(value, Tensor):
             return '*' + _TYPES[value.dtype]
         return 'fp32' if isinstance(value, float) else 'i32' if abs(value) < 2**31 else 'i64'
 
     for i, parameter in enumerate(launch.kernel.params):
-        signature[parameter.name] = kind(launch.arguments[parameter.name], (i,), parameter.is_constexpr)
+        value, specialized = launch.arguments[parameter.name], not parameter.do_not_specialize
+        signature[parameter.name] = kind(value, (i,), parameter.is_constexpr, specialized)
     function = launch.kernel.fn
     return function.__module__, function.__name__, signature, constants, attributes, launch.options
 
@@ -118,6 +130,10 @@ def _compile(job: tuple[Any, ...]) -> Row:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    constants = {
+        path: getattr(importlib.import_module(value.module), value.name) if isinstance(value, _Function) else value
+        for path, value in constants.items()
+    }
     kernel = getattr(importlib.import_module(module), name)
     backend, arch, _ = TARGETS[target]
     compiled = triton.compile(

@@ -14,6 +14,7 @@ from torch import Tensor
 from attnzoo.kernels._dispatch import is_plain_eager
 
 from .windows import (
+    Call,
     Partition,
     arrange_all,
     arrange_back,
@@ -31,17 +32,14 @@ def by_parts(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    num_heads: int,
-    qkv_layout: str,
-    cut: Partition,
     bias: Tensor | None,
     mask: Tensor | None,
-    scale: float | None,
     cosine_scale: Tensor | None,
     padding: Tensor | None,
-    dropout: float,
+    call: Call,
 ) -> Tensor:
     """The map [B, H, W, C] of the reference, for the same arguments."""
+    cut, num_heads, qkv_layout, scale, dropout = call
     given = (q, k, v, bias, cosine_scale, padding)
     training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     original = cut

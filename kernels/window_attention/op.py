@@ -1,17 +1,17 @@
 """`window_attention`: validation and dispatch."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from attnzoo.kernels._autograd import gradients_by_autograd, wants_autograd
-from attnzoo.kernels._checks import check_devices, check_dropout, check_dtypes, check_map
-from attnzoo.kernels._dispatch import cast_for_autocast, through_op, use_triton
+from attnzoo.kernels._checks import check_choice, check_devices, check_dropout, check_dtypes, check_map, check_pair_bias
+from attnzoo.kernels._dispatch import cast_for_autocast, use_triton
 from attnzoo.kernels._fx import fx_leaf
+from attnzoo.kernels._op import attention_obstacle, kernel_op
 
 from .reference import window_attention_reference
-from .windows import make_partition
+from .windows import Call, is_in_tiles, make_partition
 
 
 @fx_leaf
@@ -79,138 +79,51 @@ def window_attention(
     Raises:
         ValueError: An argument has the wrong shape, dtype, device or value, or backend='triton' cannot run here.
     """
-    # pairs may come as lists
-    window, dilation, shift = (window[0], window[1]), (dilation[0], dilation[1]), (shift[0], shift[1])
+    window, dilation, shift = (window[0], window[1]), (dilation[0], dilation[1]), (shift[0], shift[1])  # maybe lists
     if not torch.jit.is_scripting():
         _check(
             q, k, v, num_heads, window, partition, dilation, shift, qkv_layout,
             bias, bias_index, scale, cosine_scale, padding, dropout,
         )  # fmt: skip
         q, k, v = cast_for_autocast(q, k, v)
+    height, width = (q if k is None else k).shape[1:3]
     if partition == 'grid':
-        size = q.shape if k is None else k.shape
-        dilation = ((size[1] + window[0] - 1) // window[0], (size[2] + window[1] - 1) // window[1])
+        dilation = ((height + window[0] - 1) // window[0], (width + window[1] - 1) // window[1])
+    cut = make_partition((height, width), window, dilation, shift, pad_after_shift)
+    if cut.padded == cut.size:
+        padding = None  # which blocks pass on every map
+    call = Call(cut, num_heads, qkv_layout, scale, dropout)
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves out a branch by this test alone)
-        if use_triton('window_attention', backend, q, _obstacle(q, k, num_heads, window, dropout)):
-            return _run_kernel(
-                q, k, v, bias, bias_index, cosine_scale, padding,
-                num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale,
-            )  # fmt: skip
-    return window_attention_reference(
-        q, k, v, bias, bias_index, cosine_scale, padding,
-        num_heads, window, dilation, shift, pad_after_shift, qkv_layout, scale, dropout,
-    )  # fmt: skip
+        if use_triton('window_attention', backend, q, _obstacle(q, k, v, call)):
+            return _run_kernel(call, q, k, v, bias, bias_index, cosine_scale, padding)
+    return window_attention_reference(q, k, v, bias, bias_index, cosine_scale, padding, call)
 
 
-def _run_kernel(*arguments: Any) -> Tensor:
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
-        return _WindowAttention.apply(*arguments)
-    return _forward(*arguments, keep_lse=False)[0]
+def _flops(call: Call, out_shape: Sequence[int]) -> tuple[int, int]:
+    """Products of queries with keys and of weights with values; backward the scores again, and four gradients."""
+    tokens = call.cut.window[0] * call.cut.window[1]
+    product = 2 * out_shape[0] * call.cut.groups * tokens**2 * out_shape[3]
+    return 2 * product, 5 * product
 
 
-class _WindowAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        out, lse = _forward(*arguments, keep_lse=True)
-        # What a window of one tile needs in the backward pass is computed again from q, k and v.
-        ctx.save_for_backward(*arguments[:7], out if lse.numel() else None, lse)
-        ctx.settings = arguments[7:]
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, out, lse = ctx.saved_tensors
-        if not through_op(d_out) and wants_autograd(d_out):
-            arguments = (*tensors, *ctx.settings)
-            return gradients_by_autograd(window_attention_reference, arguments, ctx.needs_input_grad, d_out)
-        needs = [ctx.needs_input_grad[i] for i in (3, 5, 6)]
-        grads = _backward(d_out, out, lse, *tensors, *ctx.settings, needs=needs)
-        has_keys = tensors[1] is not None
-        kept = zip(grads, (True, has_keys, has_keys, *needs), strict=True)
-        dq, dk, dv, d_bias, d_cosine, d_padding = (grad if keep else None for grad, keep in kept)
-        return dq, dk, dv, d_bias, None, d_cosine, d_padding, *(None for _ in ctx.settings)
-
-
-def _forward(*arguments: Any, keep_lse: bool) -> tuple[Tensor, Tensor]:
-    if through_op(arguments[0]):
-        return torch.ops.attnzoo.window_attention(*arguments, keep_lse)
-    from .kernel import forward  # here, because Triton may be missing
-
-    return forward(*arguments, keep_lse=keep_lse)
-
-
-def _backward(d_out: Tensor, out: Tensor | None, lse: Tensor, *arguments: Any, needs: list[bool]) -> tuple[Tensor, ...]:
-    if through_op(d_out):
-        return torch.ops.attnzoo.window_attention_backward(d_out, out, lse, *arguments, needs)
-    from .kernel import backward
-
-    return backward(d_out, out, lse, *arguments, needs=needs)
-
-
-_ARGUMENTS = (
-    'Tensor q, Tensor? k, Tensor? v, Tensor? bias, Tensor? bias_index, Tensor? cosine_scale, Tensor? padding, '
-    'int num_heads, int[2] window, int[2] dilation, int[2] shift, bool pad_after_shift, str qkv_layout, float? scale'
+_run_kernel = kernel_op(
+    'window_attention',
+    'q k? v? bias? bias_index? cosine_scale? padding?',
+    Call,
+    kernel=f'{__package__}.kernel',
+    reference=window_attention_reference,
+    keeps=2,
+    keeps_output=is_in_tiles,
+    flops=_flops,
 )
-torch.library.define('attnzoo::window_attention', f'({_ARGUMENTS}, bool keep_lse) -> (Tensor, Tensor)')
-torch.library.define(
-    'attnzoo::window_attention_backward',
-    f'(Tensor d_out, Tensor? out, Tensor lse, {_ARGUMENTS}, bool[] needs)'
-    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
-)
-
-
-@torch.library.impl('attnzoo::window_attention', 'CompositeExplicitAutograd')
-def _forward_op(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from .kernel import forward
-
-    return forward(*arguments[:-1], keep_lse=arguments[-1])
-
-
-@torch.library.impl('attnzoo::window_attention_backward', 'CompositeExplicitAutograd')
-def _backward_op(*arguments: Any) -> tuple[Tensor, ...]:
-    from .kernel import backward
-
-    return backward(*arguments[:-1], needs=arguments[-1])
-
-
-@torch.library.register_fake('attnzoo::window_attention')
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from .kernel import ONE_TILE
-
-    q, k, num_heads, window, dilation, keep_lse = (arguments[i] for i in (0, 1, 7, 8, 9, -1))
-    keys = q if k is None else k
-    cut = make_partition(tuple(keys.shape[1:3]), tuple(window), tuple(dilation), (0, 0), False)
-    tokens = window[0] * window[1]
-    rows = (keys.shape[0] * cut.groups, num_heads, tokens) if keep_lse and tokens > ONE_TILE else 0
-    out = q.new_empty(*keys.shape[:3], keys.shape[3] // (3 if k is None else 1))
-    return out, q.new_empty(rows, dtype=torch.float32)
-
-
-@torch.library.register_fake('attnzoo::window_attention_backward')
-def _backward_fake(d_out: Tensor, out: Tensor | None, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    q, k, v, bias, _, cosine_scale, padding = arguments[:7]
-    needed = (True, k is not None, v is not None, *arguments[-1])
-    tensors = (q, k, v, bias, cosine_scale, padding)
-    return tuple(q.new_empty(0) if not need else x.new_empty(x.shape) for need, x in zip(needed, tensors, strict=True))
 
 
 def _check(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    num_heads: int,
-    window: tuple[int, int],
-    partition: str,
-    dilation: tuple[int, int],
-    shift: tuple[int, int],
-    qkv_layout: str,
-    bias: Tensor | None,
-    bias_index: Tensor | None,
-    scale: float | None,
-    cosine_scale: Tensor | None,
-    padding: Tensor | None,
-    dropout: float,
-) -> None:
+    q: Tensor, k: Tensor | None, v: Tensor | None, num_heads: int, window: tuple[int, int],
+    partition: str, dilation: tuple[int, int], shift: tuple[int, int], qkv_layout: str,
+    bias: Tensor | None, bias_index: Tensor | None, scale: float | None, cosine_scale: Tensor | None,
+    padding: Tensor | None, dropout: float,
+) -> None:  # fmt: skip
     """Raises a ValueError that names the argument, what it wants and what it got."""
     if (k is None) != (v is None):
         raise ValueError(f'{"k" if k is None else "v"}: expected a map, since its counterpart is given, got None')
@@ -236,31 +149,15 @@ def _check(
             f'q: expected the shape of k, {tuple(keys.shape)}, or a window an image, '
             f'{(batch, window[0], window[1], channels)}, got {tuple(q.shape)}'
         )
-    if partition not in ('window', 'grid'):
-        raise ValueError(f"partition: expected 'window' or 'grid', got {partition!r}")
-    if qkv_layout not in ('3hd', 'h3d'):
-        raise ValueError(f"qkv_layout: expected '3hd' or 'h3d', got {qkv_layout!r}")
+    check_choice('partition', partition, ('window', 'grid'))
+    check_choice('qkv_layout', qkv_layout, ('3hd', 'h3d'))
     if min(dilation) < 1 or (partition == 'grid' and max(dilation) > 1):
         raise ValueError(f'dilation: expected at least 1, and (1, 1) with a grid, which has its own, got {dilation}')
     if not (0 <= shift[0] < window[0] and 0 <= shift[1] < window[1]):
         raise ValueError(f'shift: expected 0 to less than the window, {tuple(window)}, got {tuple(shift)}')
     if max(shift) > 0 and (partition == 'grid' or max(dilation) > 1):
         raise ValueError(f'shift: expected (0, 0) with a dilation or a grid, got {tuple(shift)}')
-
-    tokens = window[0] * window[1]
-    if bias_index is not None:
-        if bias is None or bias.ndim != 2 or bias.shape[1] != num_heads:
-            got = None if bias is None else tuple(bias.shape)
-            raise ValueError(f'bias: expected with a bias_index a table [rows, num_heads = {num_heads}], got {got}')
-        if bias_index.shape != (tokens, tokens) or bias_index.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f'bias_index: expected int64 or int32 of the shape {(tokens, tokens)}, window tokens squared, '
-                f'got {bias_index.dtype} {tuple(bias_index.shape)}'
-            )
-    elif bias is not None and bias.shape != (num_heads, tokens, tokens):
-        raise ValueError(
-            f'bias: expected [num_heads, tokens, tokens] = {(num_heads, tokens, tokens)}, got {tuple(bias.shape)}'
-        )
+    check_pair_bias(bias, bias_index, num_heads, window[0] * window[1])
     if cosine_scale is not None and cosine_scale.numel() != num_heads:
         raise ValueError(f'cosine_scale: expected [num_heads = {num_heads}], got shape {tuple(cosine_scale.shape)}')
     if cosine_scale is not None and scale is not None:
@@ -273,16 +170,11 @@ def _check(
     check_devices('q', q, others)
 
 
-def _obstacle(q: Tensor, k: Tensor | None, num_heads: int, window: tuple[int, int], dropout: float) -> str | None:
+def _obstacle(q: Tensor, k: Tensor | None, v: Tensor | None, call: Call) -> str | None:
     """Why the kernel does not take these arguments, if so."""
-    if dropout > 0.0:
+    if call.dropout > 0.0:
         return 'its kernel has no dropout'
-    head_dim, tokens = q.shape[-1] // num_heads // (3 if k is None else 1), window[0] * window[1]
-    if head_dim > 128:
-        return f'its kernel takes heads of up to 128 channels, not {head_dim}'
+    head_dim, tokens = q.shape[3] // call.num_heads // (3 if k is None else 1), call.cut.window[0] * call.cut.window[1]
     if tokens > 256:
         return f'its kernel takes windows of up to 256 tokens, not {tokens}'
-    x = q if k is None else k
-    if sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31:
-        return 'its kernel takes maps of less than 2**31 elements an image'
-    return None
+    return attention_obstacle(head_dim, q, k, v)

@@ -11,13 +11,12 @@ from attnzoo.kernels._dispatch import is_plain_eager
 
 from .eager_cpu import by_parts
 from .windows import (
-    Partition,
+    Call,
     arrange_all,
     arrange_back,
     attend,
     attention_mask,
     dense_bias,
-    make_partition,
     share_queries,
     split_heads,
     to_map,
@@ -35,56 +34,46 @@ def window_attention_reference(
     bias_index: Tensor | None,
     cosine_scale: Tensor | None,
     padding: Tensor | None,
-    num_heads: int,
-    window: tuple[int, int],
-    dilation: tuple[int, int],
-    shift: tuple[int, int],
-    pad_after_shift: bool,
-    qkv_layout: str,
-    scale: float | None,
-    dropout: float = 0.0,
+    call: Call,
 ) -> Tensor:
-    """The op on arguments that `window_attention` has checked, with the partition resolved to a dilation."""
-    height, width = (q if k is None else k).shape[1:3]
-    cut = make_partition((height, width), window, dilation, shift, pad_after_shift)
+    """The op on arguments that `window_attention` has checked and resolved to a call."""
     if bias is not None:
         bias = dense_bias(bias, bias_index).to(q.dtype)
     if torch.jit.is_scripting():
-        mask = attention_mask(cut, padding is None, q.dtype, q.device)
-        return _whole(q, k, v, num_heads, qkv_layout, cut, bias, mask, scale, cosine_scale, padding, dropout)
+        mask = attention_mask(call.cut, padding is None, q.dtype, q.device)
+        return _whole(q, k, v, bias, mask, cosine_scale, padding, call)
     else:
-        return _unscripted(q, k, v, num_heads, qkv_layout, cut, bias, scale, cosine_scale, padding, dropout)
+        return _unscripted(q, k, v, bias, cosine_scale, padding, call)
 
 
 def _unscripted(*arguments: Any) -> Tensor:
-    q, cut, padding = arguments[0], arguments[5], arguments[-2]
-    eager = is_plain_eager(*arguments[:3])
+    q, k, v, bias, cosine_scale, padding, call = arguments
+    eager = is_plain_eager(q, k, v)
     make_mask: Callable[..., Tensor | None] = _cached_mask if eager else attention_mask
-    mask = make_mask(cut, padding is None, q.dtype, q.device)
+    mask = make_mask(call.cut, padding is None, q.dtype, q.device)
     by: Callable[..., Tensor] = by_parts if eager and q.device.type == 'cpu' and q.shape[0] > 0 else _whole
-    return by(*arguments[:7], mask, *arguments[7:])
+    return by(q, k, v, bias, mask, cosine_scale, padding, call)
 
 
 def _whole(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    num_heads: int,
-    qkv_layout: str,
-    cut: Partition,
     bias: Tensor | None,
     mask: Tensor | None,
-    scale: float | None,
     cosine_scale: Tensor | None,
     padding: Tensor | None,
-    dropout: float,
+    call: Call,
 ) -> Tensor:
     """In so many words: shift and pad, take the windows, attend, put them back."""
+    cut, num_heads = call.cut, call.num_heads
     q, k, v = arrange_all(q, k, v, cut, padding)
-    q, k, v = split_heads(q, k, v, num_heads, qkv_layout)
+    q, k, v = split_heads(q, k, v, num_heads, call.qkv_layout)
     if q.shape == k.shape:
         q = to_windows(q, cut)
     else:
         q = share_queries(q, cut.groups)
-    out = attend(q, to_windows(k, cut), to_windows(v, cut), num_heads, bias, mask, scale, cosine_scale, dropout)
+    out = attend(
+        q, to_windows(k, cut), to_windows(v, cut), num_heads, bias, mask, call.scale, cosine_scale, call.dropout
+    )
     return arrange_back(to_map(out, cut, num_heads), cut)

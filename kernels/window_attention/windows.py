@@ -14,6 +14,7 @@ from attnzoo.kernels._math import normalize
 
 # Added, not excluded: large logits (SwinV2's reach 116) see across the seam, as in the published networks.
 SHIFT_MASK = -100.0
+ONE_TILE = 64  # tokens, in kernels
 PADDING_MASK = -3e4  # excludes a key in every dtype (its exp is 0), and a window of nothing but padding stays finite
 
 
@@ -28,6 +29,21 @@ class Partition(NamedTuple):
     tiles: tuple[int, int]
     padded: tuple[int, int]  # the map's size, rounded up to whole tiles
     groups: int  # G
+
+
+class Call(NamedTuple):
+    """What an op is asked for, beside its tensors: worked out once a call."""
+
+    cut: Partition
+    num_heads: int
+    qkv_layout: str
+    scale: float | None  # None: d ** -0.5
+    dropout: float
+
+
+def is_in_tiles(call: Call) -> bool:
+    """Whether a window is more than one tile of the kernels."""
+    return call.cut.window[0] * call.cut.window[1] > ONE_TILE
 
 
 def make_partition(

@@ -1,5 +1,7 @@
 """Window attention: its definition against an enumeration of the windows, its kernels against its definition."""
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor
 
 from attnzoo.kernels import why, window_attention
+from attnzoo.kernels._launch import Launch, Target, image_span, recording
 from attnzoo.kernels._testing import assert_as_exact_as, results
 from attnzoo.kernels.window_attention import eager_cpu
+from attnzoo.kernels.window_attention.windows import make_partition
 
 HEADS, HEAD_DIM = 2, 8
 
@@ -370,6 +374,112 @@ def test_the_kernel_is_refused_where_it_cannot_run_and_why_says_so() -> None:
         window_attention(x.double(), num_heads=1, window=(4, 4), backend='triton')
 
 
+def test_a_kernel_is_a_module_that_can_be_imported_by_its_name() -> None:
+    pytest.importorskip('triton')
+    program = 'import attnzoo.kernels.window_attention.kernel as kernel; kernel.forward'
+    subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def on_paper(inputs: dict[str, Any], d_out: Tensor | None = None) -> list[Launch]:
+    """The launches of a call, and of its backward pass."""
+    pytest.importorskip('triton')
+    with recording(Target('cuda', 90, 132)) as launches:
+        out = window_attention(**inputs, backend='triton')
+        leaves = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+        torch.autograd.grad(out, leaves, torch.empty_like(out) if d_out is None else d_out, allow_unused=True)
+    return launches
+
+
+def test_padding_of_a_map_that_divides_is_none() -> None:
+    """Blocks pass it on every map."""
+    x = torch.empty(1, 8, 12, 48, device='meta', requires_grad=True)
+    inputs = {'q': x, 'num_heads': HEADS, 'window': (4, 4), 'shift': (1, 2)}
+    padding = torch.empty(48, device='meta', requires_grad=True)
+    with_padding, without = on_paper(inputs | {'padding': padding}), on_paper(inputs)
+    for one, other in zip(with_padding, without, strict=True):
+        assert one.kernel is other.kernel
+        padded = [name for name, value in one.arguments.items() if 'padding' in name and isinstance(value, Tensor)]
+        assert not padded, padded
+
+
+def swin(size: tuple[int, int], stage: int, shifted: bool, device: str) -> dict[str, Any]:
+    """What the blocks of Swin-T call."""
+    channels = 96 * 2**stage
+    height, width = (-(-side // (4 * 2**stage)) for side in size)
+    index = torch.empty(49, 49, dtype=torch.int64, device=device).fill_(0)
+    table, padding, x = (
+        torch.empty(shape, device=device, requires_grad=True)
+        for shape in ((169, 3 * 2**stage), (3 * channels,), (2, height, width, 3 * channels))
+    )
+    tensors = {'q': x, 'bias': table, 'bias_index': index, 'padding': padding}
+    return tensors | {'num_heads': 3 * 2**stage, 'window': (7, 7), 'shift': (3, 3) if shifted else (0, 0)}
+
+
+def test_one_binary_serves_maps_of_all_sizes() -> None:
+    pytest.importorskip('triton')
+    from attnzoo.kernels.aot import _source
+
+    binaries = {
+        repr(_source(launch))
+        for height in range(480, 801, 64)
+        for width in range(480, 1345, 96)
+        for stage in range(4)
+        for shifted in (False, True)
+        for launch in on_paper(swin((height, width), stage, shifted, 'meta'))
+    }
+    assert len(binaries) <= 24
+
+
+def test_nothing_but_kernels_runs() -> None:
+    """A block of Swin launches ours alone, once the index of its table has been looked at."""
+    allowed = {'aten::empty', 'aten::new_empty', 'aten::empty_like', 'aten::empty_strided'}
+    for shifted in (False, True):
+        inputs = swin((224, 224), 0, shifted, 'cpu')
+        on_paper(inputs)
+        d_out = torch.ones(2, 56, 56, 96)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            launches = on_paper(inputs, d_out)
+        views = {'aten::view', 'aten::unflatten', 'aten::unbind', 'aten::select', 'aten::as_strided', 'aten::detach'}
+        run = {event.key for event in profile.key_averages() if event.key.startswith('aten::')} - allowed - views
+        assert not run, run
+        assert len(launches) == 4
+
+
+def test_inference_makes_a_table_once_for_a_bias_that_stays() -> None:
+    pytest.importorskip('triton')
+    inputs = swin((224, 224), 0, True, 'cpu')
+
+    def launched(gradients: bool = False) -> int:
+        with torch.set_grad_enabled(gradients), recording(Target('cuda', 90, 132)) as launches:
+            window_attention(**inputs, backend='triton')
+        return len(launches)
+
+    assert [launched(), launched(), launched(gradients=True)] == [2, 1, 2]
+    with torch.no_grad():
+        inputs['bias'].add_(1)
+    assert [launched(), launched()] == [2, 1]
+    inputs['bias'] = inputs['bias'].double()
+    assert launched() == 2
+    inputs['bias_index'] = inputs['bias_index'].clone()
+    assert launched() == 2
+    inputs['shift'] = (1, 1)
+    assert [launched(), launched()] == [2, 1]
+
+
+def test_no_map_may_span_more_than_32_bits_count() -> None:
+    """A slice of an enormous map is refused, whichever it is, and a gradient of that kind is copied."""
+    contiguous, huge = (
+        torch.empty_strided((1, 8, 8, 16), (0, row, 16, 1), device='meta', requires_grad=True) for row in (128, 2**29)
+    )
+    call = {'num_heads': HEADS, 'window': (4, 4)}
+    for name in ('q', 'k', 'v'):
+        with pytest.raises(ValueError, match='maps of less than'):
+            on_paper(call | {'q': contiguous, 'k': contiguous, 'v': contiguous} | {name: huge})
+    launches = on_paper(call | {'q': contiguous, 'k': contiguous, 'v': contiguous}, huge.detach())
+    spans = [image_span(x) for one in launches for x in one.arguments.values() if isinstance(x, Tensor) and x.ndim == 5]
+    assert spans and max(spans) < 2**31
+
+
 # Half precision where it matters: the rounding of the products, of the sums over windows, and of larger windows.
 KERNEL_CASES = [
     *((case, torch.float32) for case in CASES),
@@ -421,13 +531,46 @@ def test_kernel_reads_maps_of_any_strides(kernel_device: torch.device) -> None:
 
 
 @pytest.mark.kernel
-def test_kernel_takes_an_empty_batch(kernel_device: torch.device) -> None:
-    inputs = make_inputs(0, (5, 6), window=(2, 3), bias='dense')
+@pytest.mark.parametrize('window', [(2, 3), (10, 8)], ids=str)
+def test_kernel_takes_an_empty_batch(window: tuple[int, int], kernel_device: torch.device) -> None:
+    inputs = make_inputs(0, (11, 8), window=window, bias='dense', cosine=True)
     found = results(
-        partial(window_attention, backend='triton'), inputs, torch.float32, kernel_device, torch.ones(0, 5, 6, 16)
+        partial(window_attention, backend='triton'), inputs, torch.float32, kernel_device, torch.ones(0, 11, 8, 16)
     )
-    assert found['output'].shape == (0, 5, 6, 16)
-    assert not found['gradient of bias'].any()
+    assert found['output'].shape == (0, 11, 8, 16)
+    assert not found['gradient of bias'].any() and not found['gradient of cosine_scale'].any()
+
+
+@pytest.mark.kernel
+def test_kernel_takes_cosines_with_keys_of_zeros_in_half_precision(kernel_device: torch.device) -> None:
+    """SwinV2's keys have no bias: padded ones are zero, and one over their floored length is infinite in float16."""
+    inputs = make_inputs(1, (7, 9), window=(4, 5), bias='dense', cosine=True, filled=True)
+    inputs['padding'][HEADS * HEAD_DIM : 2 * HEADS * HEAD_DIM] = 0
+    d_out = torch.randn(_output_shape(inputs), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    kernel, reference, exact = (
+        results(partial(window_attention, backend=backend), inputs, dtype, device, d_out)
+        for backend, dtype, device in (
+            ('triton', torch.float16, kernel_device),
+            ('torch', torch.float16, kernel_device),
+            ('torch', torch.float64, 'cpu'),
+        )
+    )
+    for found in (kernel, reference, exact):
+        del found['gradient of padding']  # of a length of zero
+    assert_as_exact_as(kernel, reference, exact, torch.float16)
+
+
+@pytest.mark.kernel
+def test_kernel_follows_a_bias_in_inference(kernel_device: torch.device) -> None:
+    inputs = make_inputs(1, (5, 6), window=(2, 3), bias='table', shift=(1, 1))
+    inputs = {name: x.to(kernel_device) if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    inputs |= {name: inputs[name].float() for name in ('q', 'bias')}
+    with torch.no_grad():
+        for _ in range(2):
+            for _ in range(2):
+                found, expected = (window_attention(**inputs, backend=backend) for backend in ('triton', 'torch'))
+                torch.testing.assert_close(found, expected)
+            inputs['bias'].mul_(-2)
 
 
 @pytest.mark.kernel
@@ -485,7 +628,8 @@ def test_kernel_as_an_op_compiles_and_counts(kernel_device: torch.device) -> Non
     inputs = make_inputs(1, (5, 6), window=(2, 3), bias='dense', filled=True)
     x, bias, padding = (inputs[name].float().to(kernel_device).requires_grad_() for name in ('q', 'bias', 'padding'))
     call = partial(window_attention, num_heads=HEADS, window=(2, 3), shift=(1, 0), backend='triton')
-    arguments = (x, None, None, bias, None, None, padding, HEADS, (2, 3), (1, 1), (1, 0), False, '3hd', None)
+    cut = make_partition((5, 6), (2, 3), (1, 1), (1, 0), False)
+    arguments = (x, None, None, bias, None, None, padding, *cut, HEADS, '3hd', None, 0.0)
     torch.library.opcheck(
         torch.ops.attnzoo.window_attention, (*arguments, True), test_utils=('test_schema', 'test_faketensor')
     )

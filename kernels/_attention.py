@@ -1,0 +1,473 @@
+"""What attentions share on the device: rows of maps, unit rows, the softmax's state, and the loops that they all are.
+
+An op's kernel calls a loop and passes its geometry, as functions that the compiler takes in:
+
+    QUERIES(group, token, geometry) -> origin_y, origin_x, y, x, real
+    KEYS(image, group, tile, token, geometry, index) -> origin_y, origin_x, y, x, real
+    TABLE(tables, group, head, query, key, key_real, geometry) -> what PAIR adds, which is the same in all images
+    PAIR(scores, factor, table, q, image, group, head, tile, query, key, geometry, tables) -> base-2 logits
+    QUERY_TILES(image, group, geometry, index) -> how many tiles of queries read a group of keys
+    QUERIES_OF_KEYS(image, group, tile, token, geometry, index) -> as KEYS
+    PAIR_OF_KEYS: PAIR for scores [keys, queries], with k in the place of q
+
+A group is a number of queries that attend to the same keys. A place is a scalar origin and what its tokens are away
+from it: an address is then one scalar and what does not change from image to image. `real` tokens are in the map; keys
+that are not are zeros, or rows of a filling. A program takes a tile of one head's queries (or keys) through its share
+of the groups, and each group through its share of the images: axis 0 of the grid has tiles and heads, axis 1 the shares
+of the images, axis 2 those of the groups. What does not depend on the image is computed once a group.
+
+Legend: tiles of M queries x N keys, D channels: those of a head, rounded up to a power of two. Maps are
+[B, H, W, heads, d], their strides five numbers and a unit (`_triton.strides_of`); sums of rows are [B, heads, H, W].
+Logits are of base 2, the running maximum and sums float32 (FlashAttention, arXiv 2205.14135).
+
+Imports Triton: only a kernel.py may import this.
+"""
+
+import triton
+import triton.language as tl
+
+from ._triton import dot, narrow
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e30)  # finite: all logits of a row may be -inf,
+SMALLEST = tl.constexpr(1e-30)  # and then the sum of its weights is 0
+NORM_FLOOR = tl.constexpr(1e-12)  # that of torch.nn.functional.normalize
+# They change with the size of the map: a program that is compiled for one size serves all.
+NUMBERS = [f'{name}_strides' for name in ('q', 'k', 'v', 'out', 'd_out', 'dq', 'dk', 'dv', 'fill')]
+NUMBERS += ['scale', 'geometry', 'size', 'images', 'groups', 'heads']
+
+
+@triton.jit
+def row_offsets(strides, y, x, D: tl.constexpr):
+    """[tokens, D] from the origin of a place. Strides count units of elements, so that whole vectors are aligned."""
+    return ((y * strides[1] + x * strides[2]) * strides[5])[:, None] + (tl.arange(0, D) * strides[4])[None, :]
+
+
+@triton.jit
+def either(strides, others):
+    """Strides, or where they are None those that they are the same as: then addresses are computed once."""
+    if strides is None:
+        return others
+    else:
+        return strides
+
+
+@triton.jit
+def present(real, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """[tokens, D]: the channels of real tokens."""
+    if HEAD_DIM == D:
+        return real[:, None] & (tl.arange(0, D) < D)[None, :]
+    else:
+        return real[:, None] & (tl.arange(0, D) < HEAD_DIM)[None, :]
+
+
+@triton.jit
+def origin(strides, image, head, y, x):
+    """Of a place in an image, of which a map has less than 2**31 elements."""
+    inside = y * strides[1] + x * strides[2] + head * strides[3]
+    return (tl.cast(image, tl.int64) * strides[0] + inside) * strides[5]
+
+
+@triton.jit
+def sums_origin(image, head, heads, y, x, size):
+    """The same among sums of rows, [B, heads, H, W]."""
+    return (tl.cast(image, tl.int64) * heads + head) * (size[0] * size[1]) + (y * size[1] + x)
+
+
+@triton.jit
+def filling(fill, fill_strides, head, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """The channels [D] of keys or values that are not in the map, where they are not zeros."""
+    if fill is None:
+        return None
+    else:
+        channel = tl.arange(0, D)
+        return tl.load(fill + (head * fill_strides[0] + channel), mask=channel < HEAD_DIM, other=0.0)
+
+
+@triton.jit
+def load_rows(pointer, offsets, there):
+    return tl.load(pointer + offsets, mask=there, other=0.0)
+
+
+@triton.jit
+def load_filled(pointer, offsets, there, real, fill):
+    """Rows of keys or values, and the filling where there is none."""
+    rows = tl.load(pointer + offsets, mask=there, other=0.0)
+    if fill is not None:
+        rows = tl.where(real[:, None], rows, fill.to(rows.dtype)[None, :])
+    return rows
+
+
+@triton.jit
+def store_rows(pointer, offsets, there, value):
+    tl.store(pointer + offsets, narrow(value, pointer.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def unit_rows(x, COSINE: tl.constexpr):
+    """Rows over their lengths for scores that are cosines, and 1 / length; for the others the rows, and None."""
+    if COSINE:
+        exact = x.to(tl.float32)
+        inverse_norm = 1.0 / tl.maximum(tl.sqrt(tl.sum(exact * exact, 1)), NORM_FLOOR)
+        return narrow(exact * inverse_norm[:, None], x.dtype), inverse_norm
+    else:
+        return x, None
+
+
+@triton.jit
+def through_unit_rows(unit, inverse_norm, grad, factor):
+    """The gradient of rows from that of factor * unit rows, and the part of the latter along each unit row.
+
+    With a factor only, where there is no norm.
+    """
+    if inverse_norm is None:
+        return grad * factor, None
+    else:
+        unit = unit.to(tl.float32)
+        along = tl.sum(unit * grad, 1)
+        inside = tl.where(inverse_norm < 1.0 / NORM_FLOOR, along, 0.0)
+        return (factor * inverse_norm)[:, None] * (grad - unit * inside[:, None]), along
+
+
+@triton.jit
+def factor_of(scale, cosine, head):
+    """What the products of queries and keys are multiplied by: a number, or a head's own."""
+    if cosine is None:
+        return scale
+    else:
+        return tl.load(cosine + head).to(tl.float32)
+
+
+@triton.jit
+def attend(largest, total, mean, logits, v, FIRST: tl.constexpr):
+    """The state of a softmax after one more tile of logits; any number of sources of keys may follow each other."""
+    if FIRST:
+        new_largest = tl.maximum(tl.max(logits, 1), LOWEST)
+        weights = tl.exp2(logits - new_largest[:, None])
+        return new_largest, tl.sum(weights, 1), dot(narrow(weights, v.dtype), v)
+    else:
+        new_largest = tl.maximum(largest, tl.max(logits, 1))
+        weights = tl.exp2(logits - new_largest[:, None])
+        rescale = tl.exp2(largest - new_largest)
+        mean = mean * rescale[:, None] + dot(narrow(weights, v.dtype), v)
+        return new_largest, total * rescale + tl.sum(weights, 1), mean
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def attention_forward(
+    q, k, v, out, lse, q_strides, k_strides, v_strides, out_strides,
+    tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
+    QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, KEYS: tl.constexpr, TABLE: tl.constexpr, PAIR: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """A tile of M queries against all keys of its group, which come in tiles of WIDTHS."""
+    k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    head = tl.program_id(0) // TILES
+    query = tl.program_id(0) % TILES * M + tl.arange(0, M)
+    factor = factor_of(scale, cosine, head)
+    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
+        o_y, o_x, y, x, real = QUERIES(group, query, geometry)
+        out_at, out_there = row_offsets(out_strides, y, x, D), present(real, HEAD_DIM, D)
+        row = y * size[1] + x
+        q_y, q_x, y, x, q_real = ROWS_OF_Q(group, query, geometry)
+        q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
+        if len(WIDTHS) == 1:
+            key = tl.arange(0, WIDTHS[0])
+            _y, _x, _key_y, _key_x, key_real = KEYS(0, group, 0, key, geometry, index)
+            held = TABLE(tables, group, head, query, key, key_real, geometry)
+        # Places of many tiles, computed once a group, would not find room in registers.
+        for image in tl.range(
+            tl.program_id(1), images, tl.num_programs(1), num_stages=STAGES, disable_licm=len(WIDTHS) > 2
+        ):
+            q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
+            q_tile, _norm = unit_rows(q_tile, cosine is not None)
+            largest = tl.zeros([M], tl.float32)
+            total = tl.zeros([M], tl.float32)
+            mean = tl.zeros([M, D], tl.float32)
+            start = 0
+            for tile in tl.static_range(len(WIDTHS)):
+                key = start + tl.arange(0, WIDTHS[tile])
+                k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
+                there = present(key_real, HEAD_DIM, D)
+                k_at = row_offsets(k_strides, key_y, key_x, D)
+                k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, there, key_real, k_filling)
+                v_at = row_offsets(v_strides, key_y, key_x, D)
+                v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, there, key_real, v_filling)
+                k_tile, _norm = unit_rows(k_tile, cosine is not None)
+                if len(WIDTHS) == 1:
+                    table = held
+                else:
+                    table = TABLE(tables, group, head, query, key, key_real, geometry)
+                scores = dot(q_tile, tl.trans(k_tile))
+                logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
+                largest, total, mean = attend(largest, total, mean, logits, v_tile, tile == 0)
+                start = start + WIDTHS[tile]
+            mean *= (1.0 / tl.maximum(total, SMALLEST))[:, None]
+            store_rows(out + origin(out_strides, image, head, o_y, o_x), out_at, out_there, mean)
+            if lse is not None:
+                sums = lse + sums_origin(image, head, heads, o_y, o_x, size)
+                tl.store(sums + row, largest + tl.log2(total), mask=real)
+
+
+@triton.jit
+def score_gradients(logits, lse, do_tile, v_tile, delta):
+    """Weights [M, N] and the gradients of the scores, from the sums of the rows that forward and `backward_q` kept."""
+    weights = tl.exp2(logits - lse[:, None])
+    return weights, weights * (dot(do_tile, tl.trans(v_tile)) - delta[:, None])
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def attention_backward_q(
+    q, k, v, out, lse, d_out, dq, delta, d_cosine,
+    q_strides, k_strides, v_strides, out_strides, d_out_strides, dq_strides,
+    tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
+    QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, ROWS_OF_DQ: tl.constexpr, KEYS: tl.constexpr,
+    TABLE: tl.constexpr, PAIR: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """dq of a tile of M queries, delta, which lies as lse does, and a program's share of the gradient of the factor."""
+    k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    d_out_strides = either(d_out_strides, out_strides)
+    head = tl.program_id(0) // TILES
+    query = tl.program_id(0) % TILES * M + tl.arange(0, M)
+    factor = factor_of(scale, cosine, head)
+    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    factor_sum = tl.zeros([M], tl.float32)
+    for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
+        o_y, o_x, y, x, real = QUERIES(group, query, geometry)
+        row = y * size[1] + x
+        there = present(real, HEAD_DIM, D)
+        out_at, d_out_at = row_offsets(out_strides, y, x, D), row_offsets(d_out_strides, y, x, D)
+        q_y, q_x, y, x, q_real = ROWS_OF_Q(group, query, geometry)
+        q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
+        dq_y, dq_x, y, x, q_real = ROWS_OF_DQ(group, query, geometry)
+        dq_at = row_offsets(dq_strides, y, x, D)
+        for image in tl.range(tl.program_id(1), images, tl.num_programs(1), disable_licm=len(WIDTHS) > 2):
+            q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
+            q_tile, q_norm = unit_rows(q_tile, cosine is not None)
+            do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, there)
+            out_tile = load_rows(out + origin(out_strides, image, head, o_y, o_x), out_at, there)
+            sums = sums_origin(image, head, heads, o_y, o_x, size)
+            row_lse = tl.load(lse + sums + row, mask=real, other=float('inf'))  # no weights where there is no query
+            row_delta = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+            tl.store(delta + sums + row, row_delta, mask=real)
+            grad = tl.zeros([M, D], tl.float32)
+            start = 0
+            for tile in tl.static_range(len(WIDTHS)):
+                key = start + tl.arange(0, WIDTHS[tile])
+                k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
+                key_there = present(key_real, HEAD_DIM, D)
+                k_at = row_offsets(k_strides, key_y, key_x, D)
+                k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, key_there, key_real, k_filling)
+                v_at = row_offsets(v_strides, key_y, key_x, D)
+                v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
+                k_tile, _norm = unit_rows(k_tile, cosine is not None)
+                table = TABLE(tables, group, head, query, key, key_real, geometry)
+                scores = dot(q_tile, tl.trans(k_tile))
+                logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
+                _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta)
+                grad += dot(narrow(d_scores, k_tile.dtype), k_tile)
+                start = start + WIDTHS[tile]
+            grad, along = through_unit_rows(q_tile, q_norm, grad, factor)
+            if d_cosine is not None:
+                factor_sum += along
+            store_rows(dq + origin(dq_strides, image, head, dq_y, dq_x), dq_at, q_there, grad)
+    if d_cosine is not None:
+        share = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(d_cosine + (share * TILES + tl.program_id(0) % TILES) * heads + head, tl.sum(factor_sum, 0))
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def attention_backward_kv(
+    q, k, v, lse, delta, d_out, dk, dv, d_k_fill, d_v_fill,
+    q_strides, k_strides, v_strides, d_out_strides, dk_strides, dv_strides,
+    tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
+    KEY_GROUP: tl.constexpr, QUERY_TILES: tl.constexpr, QUERIES_OF_KEYS: tl.constexpr, ROWS_OF_Q: tl.constexpr,
+    TABLE_OF_KEYS: tl.constexpr, PAIR_OF_KEYS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of a tile of N keys from the tiles of M queries that attend to them, and its share of the filling's."""
+    k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    dv_strides = either(dv_strides, dk_strides)
+    head = tl.program_id(0) // TILES
+    key = tl.program_id(0) % TILES * N + tl.arange(0, N)
+    factor = factor_of(scale, cosine, head)
+    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    k_fill_sum, v_fill_sum = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
+    for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
+        k_y, k_x, y, x, real = KEY_GROUP(group, key, geometry)
+        k_at, v_at = row_offsets(k_strides, y, x, D), row_offsets(v_strides, y, x, D)
+        dk_at, dv_at = row_offsets(dk_strides, y, x, D), row_offsets(dv_strides, y, x, D)
+        there = present(real, HEAD_DIM, D)
+        for image in tl.range(tl.program_id(1), images, tl.num_programs(1)):
+            k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, there, real, k_filling)
+            v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, there, real, v_filling)
+            k_tile, k_norm = unit_rows(k_tile, cosine is not None)
+            dk_tile, dv_tile = tl.zeros([N, D], tl.float32), tl.zeros([N, D], tl.float32)
+            for tile in tl.range(0, QUERY_TILES(image, group, geometry, index)):
+                query = tile * M + tl.arange(0, M)
+                o_y, o_x, y, x, query_real = QUERIES_OF_KEYS(image, group, tile, query, geometry, index)
+                do_there = present(query_real, HEAD_DIM, D)
+                d_out_at = row_offsets(d_out_strides, y, x, D)
+                sums = sums_origin(image, head, heads, o_y, o_x, size) + (y * size[1] + x)
+                do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, do_there)
+                q_y, q_x, y, x, q_real = ROWS_OF_Q(group, query, geometry)
+                q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
+                q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
+                q_tile, _norm = unit_rows(q_tile, cosine is not None)
+                row_lse = tl.load(lse + sums, mask=query_real, other=float('inf'))
+                row_delta = tl.load(delta + sums, mask=query_real, other=0.0)
+                table = TABLE_OF_KEYS(tables, group, head, query, key, real, geometry)
+                scores = dot(k_tile, tl.trans(q_tile))
+                logits = PAIR_OF_KEYS(
+                    scores, factor, table, k_tile, image, group, head, tile, key, query, geometry, tables
+                )
+                weights = tl.exp2(logits - row_lse[None, :])
+                dv_tile += dot(narrow(weights, do_tile.dtype), do_tile)
+                d_scores = weights * (dot(v_tile, tl.trans(do_tile)) - row_delta[None, :])
+                dk_tile += dot(narrow(d_scores, q_tile.dtype), q_tile)
+            dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor)
+            store_rows(dk + origin(dk_strides, image, head, k_y, k_x), dk_at, there, dk_tile)
+            store_rows(dv + origin(dv_strides, image, head, k_y, k_x), dv_at, there, dv_tile)
+            if d_k_fill is not None:
+                k_fill_sum += tl.sum(tl.where(real[:, None], 0.0, dk_tile), 0)
+                v_fill_sum += tl.sum(tl.where(real[:, None], 0.0, dv_tile), 0)
+    if d_k_fill is not None:
+        share = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * TILES + tl.program_id(0) % TILES
+        store_fill_share(d_k_fill, d_v_fill, k_fill_sum, v_fill_sum, share, head, fill_strides, HEAD_DIM, D)
+
+
+@triton.jit
+def store_fill_share(d_k_fill, d_v_fill, dk, dv, share, head, fill_strides, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """One program's share of the gradients of the fillings; shares lie one behind the other, as the fillings lie."""
+    channel = tl.arange(0, D)
+    place = share * fill_strides[1] + head * fill_strides[0] + channel
+    tl.store(d_k_fill + place, dk, mask=channel < HEAD_DIM)
+    tl.store(d_v_fill + place, dv, mask=channel < HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def attention_backward_pairs(
+    q, k, v, lse, delta, d_out, d_pairs,
+    q_strides, k_strides, v_strides, d_out_strides,
+    tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
+    QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, KEYS: tl.constexpr, TABLE: tl.constexpr, PAIR: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    TILES: tl.constexpr, KEY_TILES: tl.constexpr,
+):  # fmt: skip
+    """A program's share of the sum over all groups of the gradients of M x N logits: [shares, heads, queries, keys]."""
+    k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    tile = tl.program_id(0) % KEY_TILES
+    head = tl.program_id(0) // (TILES * KEY_TILES)
+    query = tl.program_id(0) // KEY_TILES % TILES * M + tl.arange(0, M)
+    key = tile * N + tl.arange(0, N)
+    factor = factor_of(scale, cosine, head)
+    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    total = tl.zeros([M, N], tl.float32)
+    for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
+        o_y, o_x, y, x, real = QUERIES(group, query, geometry)
+        row = y * size[1] + x
+        d_out_at, there = row_offsets(d_out_strides, y, x, D), present(real, HEAD_DIM, D)
+        q_y, q_x, y, x, q_real = ROWS_OF_Q(group, query, geometry)
+        q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
+        k_y, k_x, y, x, key_real = KEYS(0, group, tile, key, geometry, index)
+        k_at, v_at = row_offsets(k_strides, y, x, D), row_offsets(v_strides, y, x, D)
+        key_there = present(key_real, HEAD_DIM, D)
+        table = TABLE(tables, group, head, query, key, key_real, geometry)
+        for image in tl.range(tl.program_id(1), images, tl.num_programs(1)):
+            q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
+            do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, there)
+            k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, key_there, key_real, k_filling)
+            v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
+            sums = sums_origin(image, head, heads, o_y, o_x, size) + row
+            row_lse = tl.load(lse + sums, mask=real, other=float('inf'))
+            row_delta = tl.load(delta + sums, mask=real, other=0.0)
+            q_tile, _norm = unit_rows(q_tile, cosine is not None)
+            k_tile, _norm = unit_rows(k_tile, cosine is not None)
+            scores = dot(q_tile, tl.trans(k_tile))
+            logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
+            _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta)
+            total += d_scores
+    share = tl.cast(tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), tl.int64)
+    place = (share * heads + head) * (TILES * M * KEY_TILES * N)
+    tl.store(d_pairs + place + (query[:, None] * (KEY_TILES * N) + key[None, :]), total)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def attention_backward_alone(
+    q, k, v, d_out, dq, dk, dv, d_pairs, d_cosine, d_k_fill, d_v_fill,
+    q_strides, k_strides, v_strides, d_out_strides, dq_strides, dk_strides, dv_strides,
+    tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
+    QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, ROWS_OF_DQ: tl.constexpr, KEYS: tl.constexpr,
+    TABLE: tl.constexpr, PAIR: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """All gradients of groups of up to N tokens that attend to each other alone: nothing of forward is read."""
+    k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    dv_strides = either(dv_strides, dk_strides)
+    head = tl.program_id(0)
+    token = tl.arange(0, N)
+    factor = factor_of(scale, cosine, head)
+    pair_sum = tl.zeros([N, N], tl.float32)
+    factor_sum = tl.zeros([N], tl.float32)
+    k_fill_sum, v_fill_sum = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
+    for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
+        o_y, o_x, y, x, real = QUERIES(group, token, geometry)
+        d_out_at, there = row_offsets(d_out_strides, y, x, D), present(real, HEAD_DIM, D)
+        k_y, k_x, y, x, key_real = KEYS(0, group, 0, token, geometry, index)
+        k_at, v_at = row_offsets(k_strides, y, x, D), row_offsets(v_strides, y, x, D)
+        dk_at, dv_at = row_offsets(dk_strides, y, x, D), row_offsets(dv_strides, y, x, D)
+        key_there = present(key_real, HEAD_DIM, D)
+        q_y, q_x, y, x, q_real = ROWS_OF_Q(group, token, geometry)
+        q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
+        dq_y, dq_x, y, x, _real = ROWS_OF_DQ(group, token, geometry)
+        dq_at = row_offsets(dq_strides, y, x, D)
+        if d_k_fill is None:
+            table = TABLE(tables, group, head, token, token, key_real, geometry)
+        for image in tl.range(tl.program_id(1), images, tl.num_programs(1), disable_licm=d_k_fill is not None):
+            if d_k_fill is not None:  # there are no registers to keep it in
+                table = TABLE(tables, group, head, token, token, key_real, geometry)
+            q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
+            k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
+            v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+            k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, key_there, key_real, k_filling)
+            v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
+            do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, there)
+            q_tile, q_norm = unit_rows(q_tile, cosine is not None)
+            k_tile, k_norm = unit_rows(k_tile, cosine is not None)
+            scores = dot(q_tile, tl.trans(k_tile))
+            logits = PAIR(scores, factor, table, q_tile, image, group, head, 0, token, token, geometry, tables)
+            # Rows of no query have weights as well, but no d_out: they give nothing.
+            weights = tl.exp2(logits - tl.maximum(tl.max(logits, 1), LOWEST)[:, None])
+            weights *= (1.0 / tl.maximum(tl.sum(weights, 1), SMALLEST))[:, None]
+            d_weights = dot(do_tile, tl.trans(v_tile))
+            d_scores = weights * (d_weights - tl.sum(weights * d_weights, 1)[:, None])
+            if d_pairs is not None:
+                pair_sum += d_scores
+            dv_tile = dot(tl.trans(narrow(weights, do_tile.dtype)), do_tile)
+            store_rows(dv + origin(dv_strides, image, head, k_y, k_x), dv_at, key_there, dv_tile)
+            dk_tile = dot(tl.trans(narrow(d_scores, q_tile.dtype)), q_tile)
+            dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor)
+            store_rows(dk + origin(dk_strides, image, head, k_y, k_x), dk_at, key_there, dk_tile)
+            if d_k_fill is not None:
+                k_fill_sum += tl.sum(tl.where(key_real[:, None], 0.0, dk_tile), 0)
+                v_fill_sum += tl.sum(tl.where(key_real[:, None], 0.0, dv_tile), 0)
+            dq_tile = dot(narrow(d_scores, k_tile.dtype), k_tile)
+            dq_tile, along = through_unit_rows(q_tile, q_norm, dq_tile, factor)
+            if d_cosine is not None:
+                factor_sum += along
+            store_rows(dq + origin(dq_strides, image, head, dq_y, dq_x), dq_at, q_there, dq_tile)
+    share = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    if d_pairs is not None:
+        place = (tl.cast(share, tl.int64) * heads + head) * (N * N)
+        tl.store(d_pairs + place + (token[:, None] * N + token[None, :]), pair_sum)
+    if d_cosine is not None:
+        tl.store(d_cosine + share * heads + head, tl.sum(factor_sum, 0))
+    if d_k_fill is not None:
+        store_fill_share(d_k_fill, d_v_fill, k_fill_sum, v_fill_sum, share, head, fill_strides, HEAD_DIM, D)
