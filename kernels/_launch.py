@@ -14,6 +14,7 @@ class Launch(NamedTuple):
 
     kernel: Any
     arguments: dict[str, Any]
+    grid: tuple[int, ...]
     options: dict[str, Any]
 
 
@@ -63,7 +64,7 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any], **options: Any
     """Runs `programs` instances of a kernel on the device of its first tensor; none for an empty input."""
     options = {'enable_fp_fusion': True, **options}
     if _paper is not None:
-        _paper[1].append(Launch(kernel, arguments, options))
+        _paper[1].append(Launch(kernel, arguments, (programs,), options))
     elif programs > 0:
         first = next(argument for argument in arguments.values() if isinstance(argument, Tensor))
         # device(-1), which a CPU tensor gets, changes nothing
