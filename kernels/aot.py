@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -156,18 +156,18 @@ def record(case: Case, dtype: torch.dtype, target: Target) -> Recorded:
     """Runs a case forward and backward on paper."""
     inputs = case.inputs(case.batch, 'meta', dtype)
     with recording(target) as recorded:
-        with _torch_kernels() as forward_kernels:
+        with torch_kernels() as forward_kernels:
             out = case.function(**inputs, backend='triton')
         forward = list(recorded)
         wanted = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
         d_out = torch.empty_like(out)
-        with _torch_kernels() as backward_kernels:
+        with torch_kernels() as backward_kernels:
             torch.autograd.grad(out, wanted, d_out, allow_unused=True)
     return Recorded(forward, recorded[len(forward) :], (forward_kernels, backward_kernels))
 
 
 @contextmanager
-def _torch_kernels() -> Iterator[list[str]]:
+def torch_kernels() -> Iterator[list[str]]:
     """Collects the kernels of PyTorch's that run in this context: what is neither a view nor takes memory only.
 
     By a profiler, and one that prints nothing: a dispatch mode would be seen by the ops, which take another way then.
@@ -175,7 +175,15 @@ def _torch_kernels() -> Iterator[list[str]]:
     found: list[str] = []
     with profiler_legacy.profile() as profile:
         yield found
-    found += [event.name for event in profile.function_events if event.cpu_parent is None and _holds_kernel(event)]
+    for event in profile.function_events:
+        if event.cpu_parent is None:
+            found += _kernels_of(event)
+
+
+def _kernels_of(event: Any) -> list[str]:
+    if event.name.startswith('aten::'):
+        return [event.name] if _holds_kernel(event) else []
+    return [name for child in event.cpu_children for name in _kernels_of(child)]  # of the autograd engine
 
 
 def _holds_kernel(event: Any) -> bool:
@@ -268,8 +276,8 @@ def _source(launch: Launch) -> _Source:
 
 
 def _portable(value: Any) -> Any:
-    if isinstance(value, tuple) and not isinstance(value, _Function):
-        return tuple(_portable(item) for item in value)
+    if isinstance(value, tuple):
+        return _like(value, map(_portable, value))
     return _Function(value.fn.__module__, value.fn.__name__) if hasattr(value, 'fn') else value
 
 
@@ -277,7 +285,12 @@ def _found(value: Any) -> Any:
     """The way back from `_portable`."""
     if isinstance(value, _Function):
         return getattr(importlib.import_module(value.module), value.name)
-    return tuple(map(_found, value)) if isinstance(value, tuple) else value
+    return _like(value, map(_found, value)) if isinstance(value, tuple) else value
+
+
+def _like(value: tuple[Any, ...], items: Iterable[Any]) -> tuple[Any, ...]:
+    """A tuple, or a named one, of other items."""
+    return type(value)(*items) if hasattr(value, '_fields') else tuple(items)
 
 
 def given_bytes(launch: Launch) -> int:

@@ -87,6 +87,18 @@ def test_bytes_of_a_launch_are_those_of_its_tensors() -> None:
     assert aot.given_bytes(launch) == packed.numel() * 2 + 16 * 4 + 8 * 4
 
 
+def test_kernels_of_pytorch_are_told() -> None:
+    x = torch.empty(4, 4, device='meta', requires_grad=True)
+    with aot.torch_kernels() as forward:
+        y = x[:2].exp()
+        y.detach().new_empty(3), y.contiguous()
+        torch.zeros(3, device='meta').to(torch.bfloat16)
+    assert forward == ['aten::exp', 'aten::zeros', 'aten::to']
+    with aot.torch_kernels() as backward:
+        torch.autograd.grad(y, x, torch.empty_like(y))
+    assert 'aten::mul' in backward and 'aten::slice' not in backward
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('op', OPS)
 def test_every_published_shape_compiles_for_every_target(op: str, tmp_path) -> None:
