@@ -4,7 +4,7 @@ Branches of a Triton kernel are decided by whole numbers that all threads have i
 what follows from them. These are worked out instruction by instruction; all else (threads, memory, floats) is unknown.
 So a loop counts as often as it runs, however the compiler unrolled, rotated or split it. A branch that hangs on
 something unknown is a test that some threads pass: it is not taken, and what it guards counts. If it goes back, its
-loop ends after one round and is told of in `data_loops`.
+loop ends after as many rounds as were asked for and is told of in `data_loops`.
 """
 
 import collections
@@ -31,11 +31,14 @@ class Count(NamedTuple):
     """How often each instruction is issued, by its name: the average of some programs."""
 
     by_name: dict[str, float]
-    data_loops: int  # loops whose trips are unknown, counted once
+    data_loops: int  # loops whose trips are unknown
 
 
-def count(code: Sequence[Instruction], starts: Sequence[State]) -> Count:
-    """Follows programs from the first instruction to the end, each from its own registers and constants."""
+def count(code: Sequence[Instruction], starts: Sequence[State], data_trips: int = 1) -> Count:
+    """Follows programs from the first instruction to the end, each from its own registers and constants.
+
+    Loops whose trips are unknown make `data_trips` of them.
+    """
     leaders = {0, len(code)}
     for i, instruction in enumerate(code):
         if instruction.jump is not None:
@@ -48,7 +51,7 @@ def count(code: Sequence[Instruction], starts: Sequence[State]) -> Count:
     visits: collections.Counter[int] = collections.Counter()
     unknown: set[int] = set()
     for start in starts:
-        _follow(code, blocks, dict(start), visits, unknown)
+        _follow(code, blocks, dict(start), data_trips, visits, unknown)
     by_name: dict[str, float] = collections.defaultdict(float)
     for first, times in visits.items():
         for instruction in code[first : blocks[first].last]:
@@ -67,10 +70,12 @@ def _follow(
     code: Sequence[Instruction],
     blocks: Mapping[int, _Block],
     state: State,
+    data_trips: int,
     visits: collections.Counter[int],
     unknown: set[int],
 ) -> None:
     place = 0
+    rounds: collections.Counter[int] = collections.Counter()
     for _ in range(MAX_STEPS):
         if place == len(code):
             return
@@ -86,6 +91,11 @@ def _follow(
         place, taken = last, end.jump is not None and (end.taken is None or end.taken(state))
         if end.jump is not None and taken is None and end.jump < last:
             unknown.add(end.jump)
+            rounds[last] += 1
+            if rounds[last] < data_trips:
+                place = end.jump
+            else:
+                rounds[last] = 0
         elif end.jump is not None and taken:
             place = end.jump
     raise RuntimeError(f'the code was followed for {MAX_STEPS} steps and did not end')

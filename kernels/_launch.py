@@ -16,6 +16,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     grid: tuple[int, ...]
     options: dict[str, Any]
+    data_trips: int = 1  # of each loop that ends by what is in memory, on average: for the compilation report
 
 
 class Target(NamedTuple):
@@ -60,11 +61,11 @@ def _device_target(device: int) -> Target:
     return Target('cuda', properties.major * 10 + properties.minor, properties.multi_processor_count)
 
 
-def launch(kernel: Any, programs: int, arguments: dict[str, Any], **options: Any) -> None:
+def launch(kernel: Any, programs: int, arguments: dict[str, Any], data_trips: int = 1, **options: Any) -> None:
     """Runs `programs` instances of a kernel on the device of its first tensor; none for an empty input."""
     options = {'enable_fp_fusion': True, **options}
     if _paper is not None:
-        _paper[1].append(Launch(kernel, arguments, (programs,), options))
+        _paper[1].append(Launch(kernel, arguments, (programs,), options, data_trips))
     elif programs > 0:
         first = next(argument for argument in arguments.values() if isinstance(argument, Tensor))
         # device(-1), which a CPU tensor gets, changes nothing

@@ -65,7 +65,7 @@ class Row:
     tensor: float
     special: float
     memory: float
-    data_loops: int  # loops whose trips the data decide: they count once
+    data_loops: int  # loops whose trips the data decide: the launch tells how many it expects
     ctas_per_sm: int
     waves: float
     bytes: int
@@ -228,10 +228,11 @@ class _Job(NamedTuple):
     source: _Source
     grid: tuple[int, ...]
     bytes: int
+    data_trips: int
 
 
 def _job(launch: Launch, device: Device, head: dict[str, Any]) -> _Job:
-    return _Job(head, device, _source(launch), launch.grid, given_bytes(launch))
+    return _Job(head, device, _source(launch), launch.grid, given_bytes(launch), launch.data_trips)
 
 
 def _source(launch: Launch) -> _Source:
@@ -338,7 +339,7 @@ def _compile(job: _Job) -> Row:
     resident = programs_resident(registers, shared, warps, device)
     last = max(programs - 1, 0)
     sample = sorted({last * i // (SAMPLED - 1) for i in range(SAMPLED)})
-    found = count(code, [begin(program, job.grid, source.parameters) for program in sample])
+    found = count(code, [begin(program, job.grid, source.parameters) for program in sample], job.data_trips)
     issued = {name: times for name, times in found.by_name.items() if kind(name) != 'scalar'}
     by_kind: dict[str, Any] = {
         x: sum(n for name, n in issued.items() if kind(name) == x) for x in ('tensor', 'special', 'memory')
@@ -444,10 +445,10 @@ def main() -> None:
         rows += found.rows
         summaries += found.summaries
     for row in rows:
-        at_least = '>=' if row.data_loops else ''
+        about = '~' if row.data_loops else ''
         print(
             f'{row.kernel:44} {row.dtype} {row.target:7} {row.registers:4} registers {row.spill_bytes:5} B spilled '
-            f'{row.shared_bytes:6} B shared {row.programs:7} x {row.warps} warps x {at_least}{row.instructions:.0f} ('
+            f'{row.shared_bytes:6} B shared {row.programs:7} x {row.warps} warps x {about}{row.instructions:.0f} ('
             f'{row.tensor:.0f} tensor, {row.special:.0f} special, {row.memory:.0f} memory), {row.ctas_per_sm} resident '
             f'in {row.waves:.1f} waves, {row.bytes / 1e6:.1f} MB, {row.issue_over_bytes:.2f} of issue '
             f'{"ok" if row.passes else "FAILS":5}  {row.shape}'

@@ -108,7 +108,6 @@ def test_every_published_shape_compiles_for_every_target(op: str, tmp_path) -> N
     tables = json.loads((tmp_path / 'report.json').read_text())
     assert {row['target'] for row in tables['rows']} == set(DEVICES)
     assert {row['dtype'] for row in tables['rows']} == {'bf16', 'fp16', 'fp32'}
-    assert all(row['data_loops'] == 0 for row in tables['rows'])
     assert {(x['case'], x['direction']) for x in tables['predictions']} == {
         (case.name, direction) for case in cases(op) for direction in ('forward', 'backward', 'forward+backward')
     }

@@ -72,7 +72,9 @@ def test_loops_count_as_often_as_they_run_on_amd(inner: int) -> None:
 
 def test_a_loop_that_the_data_decide_is_told() -> None:
     code = _sass.disassemble(compiled('cuda', 90, 1, until_loaded=True)['cubin'])
-    assert count(code, [_sass.begin(90, 0, (1,), [(16, 5)])]).data_loops > 0
+    once, often = (count(code, [_sass.begin(90, 0, (1,), [(16, 5)])], trips) for trips in (1, 10))
+    assert once.data_loops == often.data_loops > 0
+    assert 0 < once.by_name['MUFU.EX2'] < often.by_name['MUFU.EX2'] <= 10 * once.by_name['MUFU.EX2']
 
 
 def test_counts_are_the_average_of_the_programs() -> None:
