@@ -78,6 +78,8 @@ def _decode(line: str, labels: dict[str, int], end: int) -> Instruction:
         return Instruction(name, reads=keys, jump=labels[texts[0]], taken=taken)
 
     opcode = re.sub(r'_e(?:32|64)$', '', name)
+    if re.fullmatch(r's_(?:mov|add|mul)k_i32|s_cmpk_w+_i32', opcode):  # a constant of 16 bits, with its sign
+        texts[-1] = str(_signed(int(texts[-1], 0), 16))
     compares = opcode.startswith(('s_cmp', 's_bitcmp'))
     in_place = compares or opcode in ('s_addk_i32', 's_mulk_i32')
     results = () if compares else _registers(texts[0])
