@@ -48,10 +48,16 @@ def count(code: Sequence[Instruction], starts: Sequence[State], data_trips: int 
         first: _Block(last, [x for x in code[first:last] if relevant & set(x.writes)])
         for first, last in itertools.pairwise(sorted(leaders))
     }
+    back = [(x.jump, i) for i, x in enumerate(code) if x.jump is not None and x.jump <= i]
+    ways_out = {  # of loops, forward
+        i
+        for i, x in enumerate(code)
+        if x.taken and x.jump is not None and any(first <= i <= last < x.jump for first, last in back)
+    }
     visits: collections.Counter[int] = collections.Counter()
     unknown: set[int] = set()
     for start in starts:
-        _follow(code, blocks, dict(start), data_trips, visits, unknown)
+        _follow(code, blocks, dict(start), ways_out, data_trips, visits, unknown)
     by_name: dict[str, float] = collections.defaultdict(float)
     for first, times in visits.items():
         for instruction in code[first : blocks[first].last]:
@@ -70,6 +76,7 @@ def _follow(
     code: Sequence[Instruction],
     blocks: Mapping[int, _Block],
     state: State,
+    ways_out: set[int],
     data_trips: int,
     visits: collections.Counter[int],
     unknown: set[int],
@@ -96,6 +103,11 @@ def _follow(
                 place = end.jump
             else:
                 rounds[last] = 0
+        elif end.jump is not None and taken is None and last - 1 in ways_out:
+            unknown.add(last)
+            rounds[last] += 1
+            if rounds[last] >= data_trips:
+                place, rounds[last] = end.jump, 0
         elif end.jump is not None and taken:
             place = end.jump
     raise RuntimeError(f'the code was followed for {MAX_STEPS} steps and did not end')
