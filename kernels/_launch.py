@@ -16,6 +16,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     grid: tuple[int, ...]
     options: dict[str, Any]
+    data_trips: int = 1  # of each loop that ends by what is in memory, on average: for the compilation report
 
 
 class Target(NamedTuple):
@@ -68,7 +69,7 @@ def image_span(x: Tensor) -> int:
     return span
 
 
-def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **options: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], data_trips: int = 1, **options: Any) -> None:
     """Runs a grid of programs on the device of the kernel's first argument, a tensor; none for an empty input.
 
     Of the arguments, which several kernels may share, each takes those that it names.
@@ -76,7 +77,7 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **opti
     arguments = {name: arguments[name] for name in kernel.arg_names}
     options['enable_fp_fusion'] = True
     if _paper is not None:
-        _paper[1].append(Launch(kernel, arguments, grid, options))
+        _paper[1].append(Launch(kernel, arguments, grid, options, data_trips))
     elif 0 not in grid:
         first = next(iter(arguments.values()))
         if first.is_cuda:

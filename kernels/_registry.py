@@ -28,7 +28,8 @@ class Case:
         floor_bytes: What forward and backward must move at least, given the inputs: each map is read and written once.
         rivals: Other ways to the same result, by name: called with the same inputs.
         all_dtypes: Whether it is compiled in float16 and float32 too, not in bfloat16 only.
-        batch: Images of a timed call on a GPU.
+        batch: Images of a timed call on a GPU, and of the report's.
+        limits: The most that the report's `issue_over_bytes` may be, forward and forward+backward together; None: any.
     """
 
     name: str
@@ -39,14 +40,19 @@ class Case:
     rivals: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     all_dtypes: bool = False
     batch: int = 64
+    limits: tuple[float, float] | None = None
 
 
-def cases(op: str) -> tuple[Case, ...]:
-    """The cases of an op.
+def cases(op: str, name: str = '') -> tuple[Case, ...]:
+    """The cases of an op whose names hold a text.
 
     Raises:
-        ValueError: There is no such op; the message names those there are.
+        ValueError: There is no such op, or no such case; the message names those there are.
     """
     if op not in OPS:
         raise ValueError(f'op: expected one of {", ".join(OPS)}, got {op!r}')
-    return importlib.import_module(OPS[op]).CASES
+    found: tuple[Case, ...] = importlib.import_module(OPS[op]).CASES
+    selected = tuple(case for case in found if name in case.name)
+    if not selected:
+        raise ValueError(f'name: expected a part of one of {", ".join(case.name for case in found)}, got {name!r}')
+    return selected

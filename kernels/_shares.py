@@ -85,7 +85,8 @@ def pair_gradient(shares: Tensor | None, bias: Tensor | None, index: Tensor | No
         'stride': shares.stride(0), 'tokens': tokens, 'heads': bias.shape[1],
         'PADDED': shares.shape[3], 'SHARES': 16, 'BLOCK': 16,
     }  # fmt: skip
-    launch(_table_sum_kernel, bias.shape, arguments, num_warps=1, num_stages=1)
+    steps = triton.cdiv(index.numel(), bias.shape[0] * arguments['BLOCK'])
+    launch(_table_sum_kernel, bias.shape, arguments, data_trips=steps, num_warps=1, num_stages=1)
     return out
 
 

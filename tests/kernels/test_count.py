@@ -1,0 +1,105 @@
+"""What a warp issues is counted as often as its loops run, however the compiler turned them."""
+
+import re
+
+import pytest
+
+triton = pytest.importorskip('triton')
+
+import triton.language as tl  # noqa: E402  (Triton may be missing)
+
+from attnzoo.kernels import _gcn, _sass  # noqa: E402
+from attnzoo.kernels._count import count  # noqa: E402
+
+
+@triton.jit
+def sum_of_powers(x, out, rounds, limit, INNER: tl.constexpr, UNTIL_LOADED: tl.constexpr):
+    place = tl.arange(0, 128)
+    total = tl.zeros([128], tl.float32)
+    if UNTIL_LOADED:
+        rounds = tl.load(limit)
+    for row in tl.range(tl.program_id(0), rounds, tl.num_programs(0)):
+        for column in range(INNER):
+            total += tl.exp2(tl.load(x + (row * INNER + column) * 128 + place))
+    tl.store(out + tl.program_id(0) * 128 + place, total)
+
+
+def compiled(backend: str, arch: int | str, inner: int, until_loaded: bool = False):
+    source = triton.compiler.ASTSource(
+        sum_of_powers,
+        {
+            'x': '*fp32',
+            'out': '*fp32',
+            'rounds': 'i32',
+            'limit': '*i32',
+            'INNER': 'constexpr',
+            'UNTIL_LOADED': 'constexpr',
+        },
+        {(4,): inner, (5,): until_loaded},
+        {(i,): [['tt.divisibility', 16]] for i in (0, 1, 3)},
+    )
+    lanes = 64 if backend == 'hip' else 32
+    target = triton.backends.compiler.GPUTarget(backend, arch, lanes)
+    return triton.compile(source, target=target, options={'num_warps': 128 // lanes, 'num_stages': 1}).asm
+
+
+@pytest.mark.parametrize('inner', [1, 3, 40])
+@pytest.mark.parametrize('arch', [80, 90, 100])
+def test_loops_count_as_often_as_they_run_on_nvidia(arch: int, inner: int) -> None:
+    code = _sass.disassemble(compiled('cuda', arch, inner)['cubin'])
+    for program, programs, rounds in ((0, 1, 1), (0, 7, 100), (6, 7, 100), (3, 7, 2)):
+        trips = len(range(program, rounds, programs)) * inner
+        found = count(code, [_sass.begin(arch, program, (programs,), [(16, rounds)])])
+        assert found.data_loops == 0
+        for kind, expected in (('MUFU.EX2', trips), ('LDG', trips), ('STG', 1)):
+            assert sum(n for name, n in found.by_name.items() if name.startswith(kind)) == expected, (kind, rounds)
+        assert 4 * trips < sum(found.by_name.values()) < 12 * trips + 120
+        assert sum(n * _sass.access_bytes(name) for name, n in found.by_name.items()) == 32 * 4 * (trips + 1)
+
+
+@pytest.mark.parametrize('inner', [1, 40])
+def test_loops_count_as_often_as_they_run_on_amd(inner: int) -> None:
+    text = compiled('hip', 'gfx942', inner)['amdgcn']
+    code = _gcn.read(text)
+    for program, programs, rounds in ((0, 1, 1), (0, 7, 100), (6, 7, 100), (3, 7, 2)):
+        trips = len(range(program, rounds, programs)) * inner
+        found = count(code, [_gcn.begin(text, program, (programs,), [(16, rounds)])])
+        assert found.data_loops == 0
+        for kind, expected in (('v_exp_f32', trips), ('(buffer|global)_load', trips), ('(buffer|global)_store', 1)):
+            assert sum(n for name, n in found.by_name.items() if re.match(kind, name)) == expected, (kind, rounds)
+        assert sum(n * _gcn.access_bytes(name) for name, n in found.by_name.items()) == 64 * 4 * (trips + 1)
+
+
+def test_a_loop_that_the_data_decide_is_told() -> None:
+    code = _sass.disassemble(compiled('cuda', 90, 1, until_loaded=True)['cubin'])
+    once, often = (count(code, [_sass.begin(90, 0, (1,), [(16, 5)])], trips) for trips in (1, 10))
+    assert once.data_loops == often.data_loops > 0
+    assert 0 < once.by_name['MUFU.EX2'] < often.by_name['MUFU.EX2'] <= 10 * once.by_name['MUFU.EX2']
+
+
+def test_counts_are_the_average_of_the_programs() -> None:
+    code = _sass.disassemble(compiled('cuda', 90, 1)['cubin'])
+    found = count(code, [_sass.begin(90, program, (2,), [(16, 5)]) for program in (0, 1)])
+    assert found.by_name['MUFU.EX2'] == 2.5
+
+
+def test_a_place_in_a_grid_counts_along_its_first_axis() -> None:
+    state = _sass.begin(90, 17, (5, 3, 4), [])
+    assert [state[f'SR_CTAID.{axis}'] for axis in 'XYZ'] == [2, 0, 1]
+    assert [state['c', 0xC + 4 * i] for i in range(3)] == [5, 3, 4]
+
+
+def test_kinds_of_instructions() -> None:
+    names = {
+        'HGMMA.64x64x16.F32.BF16': 'tensor',
+        'UTCHMMA': 'tensor',
+        'MUFU.EX2': 'special',
+        'LDG.E.128': 'memory',
+        'SHFL.BFLY': 'memory',
+        'FADD': 'other',
+    }
+    assert {name: _sass.kind(name) for name in names} == names
+    asked = {'LDG.E.128': 512, 'LDG.E.U16': 64, 'STG.E': 128, 'LDS.128': 0, 'LDGSTS.E.BYPASS.128': 512}
+    assert {name: _sass.access_bytes(name) for name in asked} == asked
+    asked = {'global_load_dwordx4': 1024, 'buffer_load_dword': 256, 'global_load_ushort': 128, 'ds_read_b128': 0}
+    assert {name: _gcn.access_bytes(name) for name in asked} == asked
