@@ -80,12 +80,13 @@ def pair_gradient(shares: Tensor | None, bias: Tensor | None, index: Tensor | No
         _sum(shares, out, tokens, shares.shape[3])
         return out
     pairs, starts = kept((index,), bias.shape[0], lambda: _inverse(index, bias.shape[0]))
+    block = 16
     arguments = {
         'shares': shares, 'pairs': pairs, 'starts': starts, 'out': out, 'count': shares.shape[0],
         'stride': shares.stride(0), 'tokens': tokens, 'heads': bias.shape[1],
-        'PADDED': shares.shape[3], 'SHARES': 16, 'BLOCK': 16,
+        'PADDED': shares.shape[3], 'SHARES': 16, 'BLOCK': block,
     }  # fmt: skip
-    steps = triton.cdiv(index.numel(), bias.shape[0] * arguments['BLOCK'])
+    steps = triton.cdiv(index.numel(), bias.shape[0] * block)
     launch(_table_sum_kernel, bias.shape, arguments, data_trips=steps, num_warps=1, num_stages=1)
     return out
 
