@@ -37,12 +37,13 @@ def test_a_published_shape_compiles_for_nvidia_and_amd(report: aot.Report) -> No
 def test_what_a_launch_does_is_counted(report: aot.Report) -> None:
     pairs = 64 * 64 * 3 * 49 * 49  # images, windows, heads, queries and keys
     for row in report.rows:
-        assert row.programs > 0 and row.ctas_per_sm > 0 and row.waves > 0 and row.data_loops == 0, row
+        assert row.programs > 0 and row.ctas_per_sm > 0 and row.waves > 0, row
+        assert row.data_loops == (row.kernel == 'table_sum_kernel'), row
         lanes = row.programs * row.warps * (64 if row.target == 'gfx942' else 32)
         assert row.instructions > row.tensor + row.special + row.memory
-        assert row.access_bytes >= 0.9 * row.bytes
-        if 'bias' not in row.kernel:  # an exp2 for each pair at least
+        if row.kernel.startswith('attention'):  # an exp2 for each pair at least
             assert row.tensor > 0 and row.special * lanes > pairs, row
+            assert row.access_bytes >= 0.9 * row.bytes
 
 
 def test_a_summary_adds_the_launches_up(report: aot.Report) -> None:
