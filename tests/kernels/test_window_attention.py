@@ -420,7 +420,7 @@ def test_one_binary_serves_maps_of_all_sizes() -> None:
     from attnzoo.kernels.aot import _source
 
     binaries = {
-        repr(_source(launch))
+        repr(_source(launch)._replace(parameters=[]))  # their values are no part of a binary
         for height in range(480, 801, 64)
         for width in range(480, 1345, 96)
         for stage in range(4)
