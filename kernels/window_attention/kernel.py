@@ -254,7 +254,8 @@ def _fill_tables(tables: Tensor, bias: Tensor | None, bias_index: Tensor | None,
         'heads': heads, 'shift_h': shift[0], 'shift_w': shift[1], 'WINDOW_H': window[0], 'WINDOW_W': window[1],
         'ROWS': 16, 'COLUMNS': 1 << (padded - 1).bit_length(), 'TOKENS': padded,
     }  # fmt: skip
-    launch(_window_table_kernel, (heads * padded // 16, kinds), arguments, num_warps=4, num_stages=1)
+    warps = 4 if padded <= 128 else 8  # fewer spill
+    launch(_window_table_kernel, (heads * padded // 16, kinds), arguments, num_warps=warps, num_stages=1)
     return tables
 
 
