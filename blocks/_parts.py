@@ -15,7 +15,9 @@ PART_BYTES = 4 << 20  # of the hidden layer
 
 def may_skip_layers(module: nn.Module, x: Tensor) -> bool:
     """Whether a module may do what its layers do without calling each once, on the whole input."""
-    return not isinstance(x, Proxy) and runs_by_hand(x) and not _has_listeners(module)
+    if isinstance(x, Proxy) or not runs_by_hand(x, *module.parameters()):
+        return False
+    return not _has_listeners(module)
 
 
 def pays_by_parts(module: nn.Module, x: Tensor, growth: float) -> bool:
@@ -34,10 +36,6 @@ def parts(x: Tensor, growth: float) -> tuple[Tensor, ...]:
 def _has_listeners(module: nn.Module) -> bool:
     """Whether anyone listens to a layer inside, and wants to hear it once."""
     kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-    if any(getattr(global_hooks, f'_global{kind}') for kind in kinds):
-        return True
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in module.modules()
-        if m is not module
+    return any(getattr(global_hooks, f'_global{kind}') for kind in kinds) or any(
+        getattr(layer, kind) for layer in module.modules() if layer is not module for kind in kinds
     )

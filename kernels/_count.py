@@ -9,10 +9,12 @@ loop ends after as many rounds as were asked for and is told of in `data_loops`.
 
 import collections
 import itertools
+import struct
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 State = dict[Hashable, Any]  # whole numbers by register or address of a constant; what is not there is unknown
+WORD = 0xFFFFFFFF
 MAX_STEPS = 10_000_000  # blocks of instructions: a walk that takes more has lost its way
 
 
@@ -120,6 +122,22 @@ def places(program: int, grid: Sequence[int]) -> list[tuple[int, int]]:
         found.append((program % size, size))
         program //= size
     return found
+
+
+def signed(value: int, bits: int = 32) -> int:
+    """The number that so many bits stand for."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> bits - 1 else value
+
+
+def as_float(bits: int) -> float:
+    """The float32 of a word."""
+    return struct.unpack('<f', struct.pack('<I', bits & WORD))[0]
+
+
+def as_bits(value: float) -> int:
+    """The word of a float32."""
+    return struct.unpack('<I', struct.pack('<f', value))[0]
 
 
 def _relevant(code: Sequence[Instruction]) -> set[Hashable]:

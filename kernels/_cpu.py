@@ -25,10 +25,14 @@ def runs_by_hand(*tensors: Tensor | None) -> bool:
     return x is not None and x.device.type == 'cpu' and x.numel() > 0 and is_plain_eager(*tensors)
 
 
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow that reaches one of them."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def infers_by_hand(*tensors: Tensor | None) -> bool:
     """Whether it may, and no gradient is wanted."""
-    wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return not wants_gradient and runs_by_hand(*tensors)
+    return not wants_gradient(*tensors) and runs_by_hand(*tensors)
 
 
 def prefers_products(keys: int, half: bool, training: bool, learned_mask: bool = False) -> bool:

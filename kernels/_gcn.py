@@ -6,13 +6,11 @@ Keys of a state: 's4' and 'v4' hold 32 bits (a vector register those that all th
 
 import operator
 import re
-import struct
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from ._count import Instruction, State, places
+from ._count import WORD, Instruction, State, as_bits, as_float, places, signed
 
-WORD = 0xFFFFFFFF
 _SEGMENT = 0x7EA00000  # an address, in its upper half, that stands for the segment of parameters
 
 
@@ -78,8 +76,8 @@ def _decode(line: str, labels: dict[str, int], end: int) -> Instruction:
         return Instruction(name, reads=keys, jump=labels[texts[0]], taken=taken)
 
     opcode = re.sub(r'_e(?:32|64)$', '', name)
-    if re.fullmatch(r's_(?:mov|add|mul)k_i32|s_cmpk_w+_i32', opcode):  # a constant of 16 bits, with its sign
-        texts[-1] = str(_signed(int(texts[-1], 0), 16))
+    if re.fullmatch(r's_(?:mov|add|mul)k_i32|s_cmpk_\w+_i32', opcode):  # a constant of 16 bits, with its sign
+        texts[-1] = str(signed(int(texts[-1], 0), 16))
     compares = opcode.startswith(('s_cmp', 's_bitcmp'))
     in_place = compares or opcode in ('s_addk_i32', 's_mulk_i32')
     results = () if compares else _registers(texts[0])
@@ -133,11 +131,6 @@ def _operand(text: str) -> tuple[tuple[str, ...], Callable[[State], Any]]:
     return keys, get
 
 
-def _signed(value: int, bits: int = 32) -> int:
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value >> bits - 1 else value
-
-
 _Meaning = Callable[[list[Any], State], tuple[Any, bool | None]]  # the result, or its words, and the flag
 
 
@@ -160,7 +153,7 @@ def _bits(bits: int, function: Callable[[int, int], int]) -> _Meaning:
 
 def _signed_result(function: Callable[..., int]) -> _Meaning:
     """A function of signed numbers; the flag is not followed where it tells of an overflow."""
-    return lambda values, state: (function(*map(_signed, values)) & WORD, None)
+    return lambda values, state: (function(*map(signed, values)) & WORD, None)
 
 
 def _unsigned(function: Callable[..., int]) -> _Meaning:
@@ -180,7 +173,7 @@ def _with_carry(sign: int, takes: bool) -> _Meaning:
 
 def _compare(function: Callable[[int, int], bool], kind: str) -> _Meaning:
     def meaning(values: list[Any], state: State) -> tuple[None, bool]:
-        a, b = ((_signed(value) if kind == 'i32' else value & ((1 << int(kind[1:])) - 1)) for value in values)
+        a, b = ((signed(value) if kind == 'i32' else value & ((1 << int(kind[1:])) - 1)) for value in values)
         return None, function(a, b)
 
     return meaning
@@ -191,26 +184,18 @@ def _select(values: list[Any], state: State) -> tuple[Any, None]:
     return None if first is None else values[0] if first else values[1], None
 
 
-def _field(signed: bool) -> _Meaning:
+def _field(with_sign: bool) -> _Meaning:
     def meaning(values: list[Any], state: State) -> tuple[int, bool]:
         first, width = values[1] & 31, values[1] >> 16 & 127
         field = (values[0] & WORD) >> first & (1 << width) - 1
-        result = (_signed(field, width) if signed and width else field) & WORD
+        result = (signed(field, width) if with_sign and width else field) & WORD
         return result, result != 0
 
     return meaning
 
 
-def _as_float(bits: int) -> float:
-    return struct.unpack('<f', struct.pack('<I', bits & WORD))[0]
-
-
-def _as_bits(value: float) -> int:
-    return struct.unpack('<I', struct.pack('<f', value))[0]
-
-
 def _reciprocal(value: int) -> int:
-    return _as_bits(1 / _as_float(value)) if _as_float(value) else 0x7F800000
+    return as_bits(1 / as_float(value)) if as_float(value) else 0x7F800000
 
 
 _MEANINGS: dict[str, _Meaning] = {
@@ -222,20 +207,20 @@ _MEANINGS: dict[str, _Meaning] = {
     's_cselect_b64': _select,
     's_bfe_u32': _field(False),
     's_bfe_i32': _field(True),
-    's_abs_i32': lambda values, state: (abs(_signed(values[0])), _signed(values[0]) != 0),
-    's_ashr_i64': lambda values, state: (_signed(values[0], 64) >> (values[1] & 63), None),
+    's_abs_i32': lambda values, state: (abs(signed(values[0])), signed(values[0]) != 0),
+    's_ashr_i64': lambda values, state: (signed(values[0], 64) >> (values[1] & 63), None),
     's_ashr_i32': lambda values, state: (
-        _signed(values[0]) >> (values[1] & 31) & WORD,
-        _signed(values[0]) >> (values[1] & 31) != 0,
+        signed(values[0]) >> (values[1] & 31) & WORD,
+        signed(values[0]) >> (values[1] & 31) != 0,
     ),
     's_bitcmp0_b32': lambda values, state: (None, not values[0] >> (values[1] & 31) & 1),
     's_bitcmp1_b32': lambda values, state: (None, bool(values[0] >> (values[1] & 31) & 1)),
     # Divisions of whole numbers start from a reciprocal in float32, whose last bits do not matter.
-    'v_cvt_f32_u32': _unsigned(lambda a: _as_bits(float(a))),
+    'v_cvt_f32_u32': _unsigned(lambda a: as_bits(float(a))),
     'v_rcp_f32': _unsigned(_reciprocal),
     'v_rcp_iflag_f32': _unsigned(_reciprocal),
-    'v_mul_f32': _unsigned(lambda a, b: _as_bits(_as_float(a) * _as_float(b))),
-    'v_cvt_u32_f32': _unsigned(lambda a: int(min(max(_as_float(a), 0.0), 4294967040.0))),
+    'v_mul_f32': _unsigned(lambda a, b: as_bits(as_float(a) * as_float(b))),
+    'v_cvt_u32_f32': _unsigned(lambda a: int(min(max(as_float(a), 0.0), 4294967040.0))),
     'v_readfirstlane_b32': _unsigned(lambda a: a),
     'v_mov_b32': _unsigned(lambda a: a),
     's_mul_hi_u32': _unsigned(lambda a, b: a * b >> 32),
@@ -251,7 +236,7 @@ _ARITHMETIC: dict[str, Callable[..., int]] = {
     's_mul_hi_i32': lambda a, b: a * b >> 32,
     's_min_i32': min,
     's_max_i32': max,
-    's_sext_i32_i16': lambda a: _signed(a, 16),
+    's_sext_i32_i16': lambda a: signed(a, 16),
 }
 for _name, _function in _ARITHMETIC.items():
     _MEANINGS[_name] = _signed_result(_function)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._cpu import LARGE_BYTES, by_hand, infers_by_hand, slices, sum_of_rows
+from ._cpu import LARGE_BYTES, by_hand, slices, sum_of_rows, wants_gradient
 from ._dispatch import cast_for_autocast
 
 PART_BYTES = 8 << 20  # of the hidden layer
@@ -37,9 +37,9 @@ def mlp(
     """
     cast = cast_for_autocast(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias)
     arguments = [*cast, approximate]
-    if infers_by_hand(*cast):
-        return _forward(*arguments, keep=False)[0]
-    return by_hand(_forward, _backward, _plain, *arguments)
+    if wants_gradient(*cast):
+        return by_hand(_forward, _backward, _plain, *arguments)
+    return _forward(*arguments, keep=False)[0]
 
 
 def _plain(

@@ -5,16 +5,14 @@ launch leaves the size of its grid and the kernel's parameters.
 """
 
 import re
-import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._count import Instruction, State, places
+from ._count import WORD, Instruction, State, as_bits, as_float, places, signed
 
-WORD = 0xFFFFFFFF
 # Where the constant bank holds the size of the grid, and the first parameter.
 GRID = {80: 0xC, 90: 0xC, 100: 0x370}
 PARAMETERS = {80: 0x160, 90: 0x210, 100: 0x380}
@@ -209,16 +207,11 @@ def _operand(text: str, pair: bool = False) -> tuple[tuple[Hashable, ...], Calla
             return None
         value = int(number, 0) if number else sum(word << 32 * i for i, word in enumerate(words) if word is not None)
         if '|' in text:
-            value = abs(_signed(value))
+            value = abs(signed(value))
         # Not zero for -0: as hardware has it, taking zero away carries.
         return (1 << 32 * max(1, len(keys))) - value if sign == '-' else value ^ WORD if sign == '~' else value
 
     return keys, get
-
-
-def _signed(value: int, bits: int = 32) -> int:
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value >> bits - 1 else value
 
 
 _Meaning = Callable[[list[Any], set[str]], Any]
@@ -236,7 +229,7 @@ def _add(values: list[Any], words: set[str]) -> Any:
 
 def _multiply(values: list[Any], words: set[str]) -> Any:
     a, b, c, *carry = values
-    a, b = (value & WORD if 'U32' in words else _signed(value) for value in (a, b))
+    a, b = (value & WORD if 'U32' in words else signed(value) for value in (a, b))
     total = a * b + c + sum(carry)
     return total >> 32 & WORD if 'HI' in words else total & (1 << 64) - 1
 
@@ -253,7 +246,7 @@ def _shift_add(values: list[Any], words: set[str]) -> Any:
 def _shift(values: list[Any], words: set[str]) -> Any:
     low, by, high = (value & WORD for value in values)
     by = min(by, 63)
-    pair = _signed(high << 32 | low, 64) if 'S32' in words or 'S64' in words else high << 32 | low
+    pair = signed(high << 32 | low, 64) if 'S32' in words or 'S64' in words else high << 32 | low
     pair = pair << by if 'L' in words else pair >> by
     return pair >> 32 & WORD if 'HI' in words else pair & WORD
 
@@ -273,7 +266,7 @@ def _compare(values: list[Any], words: set[str]) -> Any:
     if a is None or b is None or None in lower:
         found = None
     else:
-        a, b = (value & WORD if 'U32' in words else _signed(value) for value in (a, b))
+        a, b = (value & WORD if 'U32' in words else signed(value) for value in (a, b))
         # Of the upper halves of 64 bits, if there is the result of the lower ones.
         found = lower[0] if lower and a == b else _COMPARE[next(iter(words & _COMPARE.keys()))](a, b)
     return _combine(found, other, words), _combine(None if found is None else not found, other, words)
@@ -314,7 +307,7 @@ def _logic_of_predicates(values: list[Any], words: set[str]) -> Any:
 
 def _least(values: list[Any], words: set[str]) -> Any:
     a, b, least = values
-    a, b = (value & WORD if 'U32' in words else _signed(value) for value in (a, b))
+    a, b = (value & WORD if 'U32' in words else signed(value) for value in (a, b))
     return (min(a, b) if least else max(a, b)) & WORD
 
 
@@ -331,17 +324,17 @@ def _permute(values: list[Any], words: set[str]) -> Any:
 
 # Divisions of whole numbers start from a reciprocal in float32, whose last bits do not matter.
 def _to_float(values: list[Any], words: set[str]) -> Any:
-    value = values[0] & WORD if 'U32' in words else _signed(values[0])
-    return struct.unpack('<I', struct.pack('<f', value))[0]
+    value = values[0] & WORD if 'U32' in words else signed(values[0])
+    return as_bits(value)
 
 
 def _reciprocal(values: list[Any], words: set[str]) -> Any:
-    value = struct.unpack('<f', struct.pack('<I', values[0] & WORD))[0]
-    return struct.unpack('<I', struct.pack('<f', 1 / value))[0] if 'RCP' in words and value else None
+    value = as_float(values[0])
+    return as_bits(1 / value) if 'RCP' in words and value else None
 
 
 def _to_whole(values: list[Any], words: set[str]) -> Any:
-    value = struct.unpack('<f', struct.pack('<I', values[0] & WORD))[0]
+    value = as_float(values[0])
     return min(int(value), WORD) & WORD if 'TRUNC' in words and value == value else None
 
 
@@ -354,7 +347,7 @@ for _opcodes, _meaning in {
     'SHF USHF': _shift,
     'LOP3 ULOP3': _logic,
     'IMNMX VIMNMX UIMNMX UVIMNMX': _least,
-    'IABS UIABS': lambda values, words: abs(_signed(values[0])),
+    'IABS UIABS': lambda values, words: abs(signed(values[0])),
     'PRMT UPRMT': _permute,
     'I2F UI2F': _to_float,
     'MUFU': _reciprocal,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._autograd import gradients_by_autograd, wants_autograd
-from ._cpu import prefers_products, runs_by_hand
+from ._cpu import prefers_products, runs_by_hand, wants_gradient
 from ._dispatch import is_plain_eager, is_transformed
 from ._fx import fx_leaf
 
@@ -50,7 +50,7 @@ def _unscripted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
     if is_transformed():
         return _by_products(q, k, v, mask, scale, dropout)
     if dropout == 0.0 and runs_by_hand(q, k, v, mask):
-        training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, mask))
+        training = wants_gradient(q, k, v, mask)
         if not training and mask is not None:
             # SDPA would be slow for the sake of a gradient that is not wanted, or of three dimensions.
             mask = mask.detach().expand(1, *mask.shape) if mask.ndim == 3 else mask.detach()

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import LARGE_BYTES, by_hand, infers_by_hand, runs_by_hand, slices, sum_of_rows, zeros_for_sums
+from attnzoo.kernels._cpu import (
+    LARGE_BYTES,
+    by_hand,
+    runs_by_hand,
+    slices,
+    sum_of_rows,
+    wants_gradient,
+    zeros_for_sums,
+)
 from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels.depthwise_conv.reference import convolve, depthwise_conv_reference
 from attnzoo.kernels.depthwise_conv.reference import gradients as conv_gradients
@@ -29,9 +37,9 @@ def conv_glu_reference(
     else:
         if dropout == 0.0 and runs_by_hand(*arguments):
             cast = cast_for_autocast(*arguments)
-            if infers_by_hand(*cast):
-                return _forward(*cast, keep=False)[0]
-            return by_hand(_forward, _backward, _plain, *cast)
+            if wants_gradient(*cast):
+                return by_hand(_forward, _backward, _plain, *cast)
+            return _forward(*cast, keep=False)[0]
         return _plain(*arguments, dropout)
 
 

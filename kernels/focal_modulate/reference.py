@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnzoo.kernels._cpu import by_hand, runs_by_hand, slices, sum_of_rows, zeros_for_sums
+from attnzoo.kernels._cpu import by_hand, runs_by_hand, slices, sum_of_rows, wants_gradient, zeros_for_sums
 from attnzoo.kernels._dispatch import cast_for_autocast
 from attnzoo.kernels.depthwise_conv.reference import convolve, gradients
 
@@ -32,8 +32,7 @@ def focal_modulate_reference(
         tensors = (q, context, gates, weight, bias, *kernels)
         if not runs_by_hand(*tensors):
             return _plain(q, context, gates, kernels, weight, bias, normalize)
-        trains = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
-        return by_hand(_forward, _backward, _of_all, trains, normalize, *tensors)
+        return by_hand(_forward, _backward, _of_all, wants_gradient(*tensors), normalize, *tensors)
 
 
 def _plain(

@@ -95,13 +95,7 @@ def routed_attention(
             out = _StepwiseAttention.apply(q, k, v, index, regions, num_heads, scale, factors, bias)
         else:
             out = _attend_maps(q, k, v, index, regions, num_heads, scale, factors, bias, dropout)
-    B, H, W, C = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
-    ry, rx = regions
-    out = out.reshape(B, ry, rx, H // ry, W // rx, C)
-    if is_symbolic(H) or is_symbolic(W):
-        # A view would have the exporter ask whether a region is one token, which depends on the size.
-        return torch.cat([torch.cat(row.unbind(1), 2) for row in out.unbind(1)], 1)
-    return out.transpose(2, 3).reshape(B, H, W, C)
+    return _map(out, q, regions)
 
 
 def _prefers_dense(q: Tensor, routes: Tensor, regions: tuple[int, int]) -> bool:
@@ -192,10 +186,14 @@ def _region_of_token(x: Tensor, regions: tuple[int, int]) -> Tensor:
 
 
 def _map(rows: Tensor, like: Tensor, regions: tuple[int, int]) -> Tensor:
-    """The way back from `_rows`, to a map of the size of another."""
-    B, H, W, C = like.shape
+    """The way back from `_rows`, to a map of the height and width of another."""
+    B, H, W, C = like.shape[0], like.shape[1], like.shape[2], rows.shape[2] * rows.shape[3]
     ry, rx = regions
-    return rows.reshape(B, ry, rx, H // ry, W // rx, C).transpose(2, 3).reshape(B, H, W, C)
+    rows = rows.reshape(B, ry, rx, H // ry, W // rx, C)
+    if is_symbolic(H) or is_symbolic(W):
+        # A view would have the exporter ask whether a region is one token, which depends on the size.
+        return torch.cat([torch.cat(row.unbind(1), 2) for row in rows.unbind(1)], 1)
+    return rows.transpose(2, 3).reshape(B, H, W, C)
 
 
 def _attend_maps(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnzoo.kernels._cpu import wants_gradient
 from attnzoo.kernels._dispatch import is_plain_eager
 
 from .windows import (
@@ -40,8 +41,7 @@ def by_parts(
 ) -> Tensor:
     """The map [B, H, W, C] of the reference, for the same arguments."""
     cut, num_heads, qkv_layout, scale, dropout = call
-    given = (q, k, v, bias, cosine_scale, padding)
-    training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    training = wants_gradient(q, k, v, bias, cosine_scale, padding)
     original = cut
     if cut.padded != cut.size:  # padding is a copy already: it takes the shift along
         q, k, v = arrange_all(q, k, v, cut, padding)

@@ -6,6 +6,7 @@ import pytest
 import timm.layers
 import torch
 from onlookers import assert_near, gradients, over_all_onlookers
+from torch.testing._internal.two_tensor import TwoTensor
 
 from attnzoo.blocks import Mlp
 from attnzoo.kernels import _mlp
@@ -57,6 +58,16 @@ def test_a_layer_that_was_replaced_runs():
     doubled.load_state_dict(module.fc2.state_dict())
     module.fc2 = doubled
     assert_near(module(x), expected, 1e-6)
+
+
+def test_weights_that_see_operations_see_the_layers():
+    """As sharded and quantised ones do."""
+    module = Mlp(4, 16)
+    x, expected = torch.randn(2, 3, 4), module(torch.ones(2, 3, 4))
+    assert module.runs_by_hand(x)
+    module.fc1.weight = torch.nn.Parameter(TwoTensor(module.fc1.weight.detach(), module.fc1.weight.detach()))
+    assert not module.runs_by_hand(x)
+    assert_near(module(torch.ones(2, 3, 4)).a, expected, 1e-6)
 
 
 def test_under_autocast_it_is_as_near_as_timms():
