@@ -1,7 +1,8 @@
 """AMD's machine code (GCN assembly, as Triton emits it) as `_count` follows it: of what decides branches, the meaning.
 
-Keys of a state: 's4' and 'v4' hold 32 bits (a vector register those that all threads have in common), 'scc' a bool,
-('k', 264) a word of the segment that holds the kernel's parameters. Some thread is taken to be active everywhere.
+Keys of a state: 's4' and 'v4' hold 32 bits (a vector register those that all threads have in common), ('v4', '7') those
+of thread 7, 'scc' a bool, ('k', 264) a word of the segment that holds the kernel's parameters. Some thread is taken to
+be active everywhere.
 """
 
 import operator
@@ -78,6 +79,8 @@ def _decode(line: str, labels: dict[str, int], end: int) -> Instruction:
     opcode = re.sub(r'_e(?:32|64)$', '', name)
     if re.fullmatch(r's_(?:mov|add|mul)k_i32|s_cmpk_\w+_i32', opcode):  # a constant of 16 bits, with its sign
         texts[-1] = str(signed(int(texts[-1], 0), 16))
+    if opcode in ('v_writelane_b32', 'v_readlane_b32'):
+        return _lane(name, texts)
     compares = opcode.startswith(('s_cmp', 's_bitcmp'))
     in_place = compares or opcode in ('s_addk_i32', 's_mulk_i32')
     results = () if compares else _registers(texts[0])
@@ -102,6 +105,26 @@ def _decode(line: str, labels: dict[str, int], end: int) -> Instruction:
     return Instruction(name, writes, tuple(reads), run)
 
 
+def _lane(name: str, texts: list[str]) -> Instruction:
+    """One thread's part of a vector register: where scalar registers are kept that there is no room for."""
+    target, source, lane = texts
+    writes: Hashable = target
+    reads, get = _operand(source)
+    if name.startswith('v_writelane'):
+        writes = (target, lane)
+    else:
+        reads = (*reads, (source, lane))
+
+    def run(state: State) -> None:
+        word = state.get((source, lane), get(state))
+        if word is None:
+            state.pop(writes, None)
+        else:
+            state[writes] = word
+
+    return Instruction(name, (writes,), reads, run)
+
+
 def _registers(text: str) -> tuple[str, ...]:
     """The 32-bit registers of an operand; none for the mask of active threads, which is not followed."""
     if found := re.fullmatch(r'([sva])\[(\d+):(\d+)\]', text):
@@ -111,7 +134,7 @@ def _registers(text: str) -> tuple[str, ...]:
     return (text,) if re.fullmatch(r'[sva]\d+|vcc_lo|vcc_hi|m0', text) else ()
 
 
-def _operand(text: str) -> tuple[tuple[str, ...], Callable[[State], Any]]:
+def _operand(text: str) -> tuple[tuple[Hashable, ...], Callable[[State], Any]]:
     """The keys that an operand reads, and its value in a state: unknown where its form is."""
     if re.fullmatch(r'-?(?:0x[0-9a-f]+|\d+)', text):
         return (), lambda state: int(text, 0)

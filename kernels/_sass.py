@@ -91,11 +91,12 @@ def _decode(line: str, labels: dict[str, int], end: int) -> Instruction:
     name = opcode + modifiers
     texts = [text.strip() for text in rest.split(',')] if rest else []
     guards = [] if guard is None else [_operand(guard)]
-    if opcode in ('BRA', 'EXIT') and '.DIV' not in modifiers:  # all threads of a warp go the same way
+    target = re.search(r'\.L_x_\d+', rest)
+    # A far jump out of a loop is a CALL that no one comes back from. All threads of a warp go the same way.
+    if opcode == 'EXIT' or (target and (opcode == 'CALL' or (opcode == 'BRA' and '.DIV' not in modifiers))):
         guards += [_operand(text) for text in texts if _PREDICATE.fullmatch(text)]
         tests = tuple(key for keys, _ in guards for key in keys)
-        target = re.search(r'\.L_x_\d+', rest)
-        jump = labels[target[0]] if opcode == 'BRA' and target else end
+        jump = labels[target[0]] if target else end
         return Instruction(name, reads=tests, jump=jump, taken=_all([get for _, get in guards]) if guards else None)
 
     written = _written(opcode, texts)

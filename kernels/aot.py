@@ -34,7 +34,8 @@ from attnzoo.kernels._launch import Launch, Target, recording
 from attnzoo.kernels._model import DEVICES, Device, Work, issue_seconds, programs_resident, seconds
 from attnzoo.kernels._registry import OPS, Case, cases
 
-LIMITED = 'sm_90'  # the target that limits are for
+LIMITED = 'sm_90'  # the target that limits are for, and that tiles are chosen for
+MOST_SPILLED = 256  # bytes of a thread, on NVIDIA's other targets
 SAMPLED = 8  # programs of a launch that are followed
 
 _TYPES = {torch.bfloat16: 'bf16', torch.float16: 'fp16', torch.float32: 'fp32', torch.int64: 'i64', torch.int32: 'i32'}
@@ -74,8 +75,13 @@ class Row:
 
     @property
     def passes(self) -> bool:
-        """Fits; and in half precision on NVIDIA, spills nothing."""
-        return self.fits and (self.spill_bytes == 0 or self.dtype == 'fp32' or self.target.startswith('gfx'))
+        """Fits; and in half precision on NVIDIA, spills nothing, or on the other targets little.
+
+        What is spilled counts among the instructions: there, tiles that spill nothing were counted to issue more.
+        """
+        if not self.fits or self.dtype == 'fp32' or self.target.startswith('gfx'):
+            return self.fits
+        return self.spill_bytes <= (0 if self.target == LIMITED else MOST_SPILLED)
 
     @property
     def work(self) -> Work:
@@ -469,7 +475,10 @@ def main() -> None:
         arguments.json.write_text(json.dumps(tables, indent=1) + '\n')
     failures = sum(not row.passes for row in rows)
     above = sum(not summary.passes for summary in summaries)
-    print(f'{len(rows)} launches compiled, {failures} of them spill or do not fit; {above} shapes above their limits')
+    print(
+        f'{len(rows)} launches compiled, {failures} of them spill too much or do not fit; '
+        f'{above} shapes above their limits'
+    )
     sys.exit(failures > 0 or (arguments.check and above > 0))
 
 

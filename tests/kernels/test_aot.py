@@ -46,6 +46,23 @@ def test_what_a_launch_does_is_counted(report: aot.Report) -> None:
             assert row.access_bytes >= 0.9 * row.bytes
 
 
+@pytest.mark.parametrize(
+    ('target', 'dtype', 'spilled', 'passes'),
+    [
+        ('sm_90', 'bf16', 0, True),
+        ('sm_90', 'bf16', 8, False),
+        ('sm_80', 'fp16', 256, True),
+        ('sm_80', 'fp16', 264, False),
+        ('sm_90', 'fp32', 1000, True),
+        ('gfx942', 'bf16', 1000, True),
+    ],
+)
+def test_a_launch_may_spill_little(report: aot.Report, target: str, dtype: str, spilled: int, passes: bool) -> None:
+    row = replace(report.rows[0], target=target, dtype=dtype, spill_bytes=spilled)
+    assert row.passes == passes
+    assert not replace(row, fits=False).passes
+
+
 def test_a_summary_adds_the_launches_up(report: aot.Report) -> None:
     unit = 64 * 56 * 56 * 72 * 2
     floors = {'forward': 4 * unit, 'backward': 7 * unit, 'forward+backward': 11 * unit}
@@ -103,7 +120,7 @@ def test_kernels_of_pytorch_are_told() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('op', OPS)
 def test_every_published_shape_compiles_for_every_target(op: str, tmp_path) -> None:
-    command = [sys.executable, '-m', 'attnzoo.kernels.aot', '--op', op, '--json', tmp_path / 'report.json']
+    command = [sys.executable, '-m', 'attnzoo.kernels.aot', '--op', op, '--check', '--json', tmp_path / 'report.json']
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, '\n'.join(line for line in process.stdout.splitlines() if ' ok ' not in line)
     tables = json.loads((tmp_path / 'report.json').read_text())

@@ -8,7 +8,7 @@ triton = pytest.importorskip('triton')
 
 import triton.language as tl  # noqa: E402  (Triton may be missing)
 
-from attnzoo.kernels import _gcn, _sass  # noqa: E402
+from attnzoo.kernels import _count, _gcn, _sass  # noqa: E402
 from attnzoo.kernels._count import count  # noqa: E402
 
 
@@ -68,6 +68,51 @@ def test_loops_count_as_often_as_they_run_on_amd(inner: int) -> None:
         for kind, expected in (('v_exp_f32', trips), ('(buffer|global)_load', trips), ('(buffer|global)_store', 1)):
             assert sum(n for name, n in found.by_name.items() if re.match(kind, name)) == expected, (kind, rounds)
         assert sum(n * _gcn.access_bytes(name) for name, n in found.by_name.items()) == 64 * 4 * (trips + 1)
+
+
+def test_numbers_that_are_kept_in_the_lanes_of_a_vector_register_are_followed() -> None:
+    code = _gcn.read(
+        """
+\ts_mov_b32 s4, 7
+\tv_writelane_b32 v9, s4, 3
+\ts_mov_b32 s4, 0
+.LBB0_1:
+\ts_add_i32 s4, s4, 1
+\tv_writelane_b32 v9, s4, 0
+\ts_mov_b32 s4, 0
+\tv_readlane_b32 s5, v9, 3
+\tv_readlane_b32 s4, v9, 0
+\ts_cmp_lt_i32 s4, s5
+\ts_cbranch_scc1 .LBB0_1
+\ts_endpgm
+"""
+    )
+    found = count(code, [{}])
+    assert found.data_loops == 0
+    assert found.by_name['s_add_i32'] == 7
+
+
+def test_a_call_to_a_place_in_the_kernel_is_a_far_jump() -> None:
+    lines = [
+        'MOV R2, RZ',
+        '.L_x_0:',
+        'IADD3 R2, R2, 0x1, RZ',
+        'ISETP.GE.AND P0, PT, R2, 0x5, PT',
+        '@P0 CALL.REL.NOINC `(.L_x_1)',
+        'BRA `(.L_x_0)',
+        '.L_x_1:',
+        'EXIT',
+    ]
+    code = _sass.read('\n'.join(x if x.startswith('.') else f'        /*0000*/    {x} ;' for x in lines))
+    found = count(code, [{}])
+    assert found.by_name['IADD3'] == 5 and found.data_loops == 0
+
+
+def test_a_walk_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_count, 'MAX_STEPS', 100)
+    code = _gcn.read('.LBB0_1:\n\ts_nop 0\n\ts_branch .LBB0_1\n')
+    with pytest.raises(RuntimeError, match='followed for 100 steps'):
+        count(code, [{}])
 
 
 def test_a_loop_that_the_data_decide_is_told() -> None:
