@@ -8,6 +8,7 @@ An op's kernel calls a loop and passes its geometry, as functions that the compi
     PAIR(scores, factor, table, q, image, group, head, tile, query, key, geometry, tables) -> base-2 logits
     QUERY_TILES(image, group, geometry, index) -> how many tiles of queries read a group of keys
     QUERIES_OF_KEYS(image, group, tile, token, geometry, index) -> as KEYS
+    ROWS_OF_Q, ROWS_OF_DQ, Q_OF_KEYS: QUERIES and QUERIES_OF_KEYS where q and its gradient lie elsewhere than the output
     PAIR_OF_KEYS: PAIR for scores [keys, queries], with k in the place of q
 
 A group is a number of queries that attend to the same keys. A place is a scalar origin and what its tokens are away
@@ -286,7 +287,7 @@ def attention_backward_kv(
     q, k, v, lse, delta, d_out, dk, dv, d_k_fill, d_v_fill,
     q_strides, k_strides, v_strides, d_out_strides, dk_strides, dv_strides,
     tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
-    KEY_GROUP: tl.constexpr, QUERY_TILES: tl.constexpr, QUERIES_OF_KEYS: tl.constexpr, ROWS_OF_Q: tl.constexpr,
+    KEY_GROUP: tl.constexpr, QUERY_TILES: tl.constexpr, QUERIES_OF_KEYS: tl.constexpr, Q_OF_KEYS: tl.constexpr,
     TABLE_OF_KEYS: tl.constexpr, PAIR_OF_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -316,7 +317,7 @@ def attention_backward_kv(
                 d_out_at = row_offsets(d_out_strides, y, x, D)
                 sums = sums_origin(image, head, heads, o_y, o_x, size) + (y * size[1] + x)
                 do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, do_there)
-                q_y, q_x, y, x, q_real = ROWS_OF_Q(group, query, geometry)
+                q_y, q_x, y, x, q_real = Q_OF_KEYS(image, group, tile, query, geometry, index)
                 q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
                 q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
                 q_tile, _norm = unit_rows(q_tile, cosine is not None)

@@ -63,6 +63,11 @@ def _locate_shared(group, token, geometry):
 
 
 @triton.jit
+def _locate_shared_of_keys(image, group, tile, token, geometry, index):
+    return _locate_shared(group, token, geometry)
+
+
+@triton.jit
 def _locate_shares(group, token, geometry):
     """Where a window leaves its share of the gradient of that one."""
     return group * geometry[1], 0, token // geometry[2], token % geometry[2], token < geometry[1] * geometry[2]
@@ -196,6 +201,7 @@ def _plan(call: Call, images: int, head_dim: int, cosine: bool, filled: bool, sh
         'scale': head_dim**-0.5 if call.scale is None else call.scale,
         'HEAD_DIM': head_dim, 'D': max(16, triton.next_power_of_2(head_dim)),
         'ROWS_OF_Q': _locate_shared if shared else _locate,
+        'Q_OF_KEYS': _locate_shared_of_keys if shared else _locate_keys,
     }  # fmt: skip
 
     def grid(columns: int, programs: int) -> tuple[int, int, int]:
@@ -203,14 +209,11 @@ def _plan(call: Call, images: int, head_dim: int, cosine: bool, filled: bool, sh
 
     columns = heads * query_tiles
     return _Plan(
-        tiles,
-        query_tiles,
-        padded,
-        common,
+        tiles, query_tiles, padded, common,
         grid(columns, 2 * tiles.forward_programs),
         grid(columns, tiles.backward_programs),  # few, because each leaves shares behind
         grid(columns * query_tiles, tiles.backward_programs),
-    )
+    )  # fmt: skip
 
 
 def _prepare(
@@ -263,10 +266,7 @@ def outputs(
     q: Tensor, k: Tensor | None, v: Tensor | None, bias: Tensor | None, bias_index: Tensor | None,
     cosine_scale: Tensor | None, padding: Tensor | None, call: Call, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Where the map [B, H, W, C] goes, and what the backward pass needs, if that is to be kept.
-
-    That is, for more tokens than one tile, log2 of the sums of weights [B, heads, H, W], and the tables.
-    """
+    """The map [B, H, W, C], log2 of the sums of weights [B, heads, H, W] (if more than a tile is kept), the tables."""
     tokens, shifted = call.cut.window[0] * call.cut.window[1], max(call.cut.shift) > 0
     out = q.new_empty(q.shape[0], *call.cut.size, q.shape[3] // (3 if k is None else 1))
     sums = (q.shape[0], call.num_heads, *call.cut.size) if keep and is_in_tiles(call) else (0,)
