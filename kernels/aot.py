@@ -2,8 +2,8 @@
 
 Each op runs forward and backward on meta tensors; the launches that it would make are compiled for every target and
 judged by the registers, the spilled and the shared memory that they take. Their machine code is followed to count what
-they issue, and a model predicts from it how near an op can come to the time that its bytes take (`_model` has its
-assumptions; nothing is timed). `--check` fails where a shape is above the limit that its case sets.
+they issue, and a model predicts from it how near an op can come to the time that its bytes take (`_report/model.py` has
+its assumptions; nothing is timed). `--check` fails where a shape is above the limit that its case sets.
 """
 
 import argparse
@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler_legacy
 
-from attnzoo.kernels import _gcn, _sass
-from attnzoo.kernels._count import State, count
 from attnzoo.kernels._launch import Launch, Target, recording
-from attnzoo.kernels._model import DEVICES, Device, Work, issue_seconds, programs_resident, seconds
 from attnzoo.kernels._registry import OPS, Case, cases
+from attnzoo.kernels._report import gcn, sass
+from attnzoo.kernels._report.count import State, count
+from attnzoo.kernels._report.model import DEVICES, Device, Work, issue_seconds, programs_resident, seconds
 
 LIMITED = 'sm_90'  # the target that limits are for, and that tiles are chosen for
 MOST_SPILLED = 256  # bytes of a thread, on NVIDIA's other targets
@@ -333,14 +333,14 @@ def _compile(job: _Job) -> Row:
     )
     if backend == 'cuda':
         registers, spill = _cuda_usage(compiled.asm['cubin'])
-        code = _sass.disassemble(compiled.asm['cubin'])
-        begin: Callable[..., State] = functools.partial(_sass.begin, int(arch))
-        kind, access_bytes = _sass.kind, _sass.access_bytes
+        code = sass.disassemble(compiled.asm['cubin'])
+        begin: Callable[..., State] = functools.partial(sass.begin, int(arch))
+        kind, access_bytes = sass.kind, sass.access_bytes
     else:
         registers, spill = _hip_usage(compiled.asm['amdgcn'])
-        code = _gcn.read(compiled.asm['amdgcn'])
-        begin = functools.partial(_gcn.begin, compiled.asm['amdgcn'])
-        kind, access_bytes = _gcn.kind, _gcn.access_bytes
+        code = gcn.read(compiled.asm['amdgcn'])
+        begin = functools.partial(gcn.begin, compiled.asm['amdgcn'])
+        kind, access_bytes = gcn.kind, gcn.access_bytes
     shared, warps = compiled.metadata.shared, source.options['num_warps']
     resident = programs_resident(registers, shared, warps, device)
     last = max(programs - 1, 0)
@@ -459,7 +459,7 @@ def main() -> None:
             f'in {row.waves:.1f} waves, {row.bytes / 1e6:.1f} MB, {row.issue_over_bytes:.2f} of issue '
             f'{"ok" if row.passes else "FAILS":5}  {row.shape}'
         )
-    print('\nPredicted, not measured (attnzoo/kernels/_model.py has what is assumed):')
+    print('\nPredicted, not measured (attnzoo/kernels/_report/model.py has what is assumed):')
     for summary in summaries:
         limit = '' if summary.limit is None else f', limit {summary.limit:.2f} {"ok" if summary.passes else "ABOVE"}'
         print(

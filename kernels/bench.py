@@ -23,8 +23,8 @@ from torch import Tensor
 
 from attnzoo.kernels._launch import target_of
 from attnzoo.kernels._measure import Ratio, copy_bandwidth, interleave, peak_bytes, replay
-from attnzoo.kernels._model import DEVICES
 from attnzoo.kernels._registry import OPS, Case, cases
+from attnzoo.kernels._report.model import DEVICES
 from attnzoo.kernels.aot import report
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -199,7 +199,7 @@ def _beside_prediction(rows: list[Row]) -> list[str]:
     return [
         '',
         'The kernel as the compilation report predicts it from the count of its instructions '
-        '(attnzoo/kernels/_model.py has what it assumes), and as measured: as a graph where that could be had.',
+        '(attnzoo/kernels/_report/model.py has what it assumes), and as measured: as a graph where that could be had.',
         '',
         '| op | case | direction | predicted ms | measured ms | predicted part of the floor | measured |',
         '|---|---|---|---:|---:|---:|---:|',

@@ -11,8 +11,8 @@ import torch
 
 from attnzoo.kernels import aot
 from attnzoo.kernels._launch import Launch
-from attnzoo.kernels._model import DEVICES
 from attnzoo.kernels._registry import OPS, cases
+from attnzoo.kernels._report.model import DEVICES
 
 pytest.importorskip('triton')
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnzoo.kernels import aot, neighborhood_attention, routed_attention
 from attnzoo.kernels._launch import launch, recording
-from attnzoo.kernels._model import DEVICES
+from attnzoo.kernels._report.model import DEVICES
 from attnzoo.kernels._testing import assert_as_exact_as
 
 triton = pytest.importorskip('triton')

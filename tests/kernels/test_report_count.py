@@ -8,8 +8,8 @@ triton = pytest.importorskip('triton')
 
 import triton.language as tl  # noqa: E402  (Triton may be missing)
 
-from attnzoo.kernels import _count, _gcn, _sass  # noqa: E402
-from attnzoo.kernels._count import count  # noqa: E402
+from attnzoo.kernels._report import gcn, sass  # noqa: E402
+from attnzoo.kernels._report.count import count  # noqa: E402
 
 
 @triton.jit
@@ -46,32 +46,32 @@ def compiled(backend: str, arch: int | str, inner: int, until_loaded: bool = Fal
 @pytest.mark.parametrize('inner', [1, 3, 40])
 @pytest.mark.parametrize('arch', [80, 90, 100])
 def test_loops_count_as_often_as_they_run_on_nvidia(arch: int, inner: int) -> None:
-    code = _sass.disassemble(compiled('cuda', arch, inner)['cubin'])
+    code = sass.disassemble(compiled('cuda', arch, inner)['cubin'])
     for program, programs, rounds in ((0, 1, 1), (0, 7, 100), (6, 7, 100), (3, 7, 2)):
         trips = len(range(program, rounds, programs)) * inner
-        found = count(code, [_sass.begin(arch, program, (programs,), [(16, rounds)])])
+        found = count(code, [sass.begin(arch, program, (programs,), [(16, rounds)])])
         assert found.data_loops == 0
         for kind, expected in (('MUFU.EX2', trips), ('LDG', trips), ('STG', 1)):
             assert sum(n for name, n in found.by_name.items() if name.startswith(kind)) == expected, (kind, rounds)
         assert 4 * trips < sum(found.by_name.values()) < 12 * trips + 120
-        assert sum(n * _sass.access_bytes(name) for name, n in found.by_name.items()) == 32 * 4 * (trips + 1)
+        assert sum(n * sass.access_bytes(name) for name, n in found.by_name.items()) == 32 * 4 * (trips + 1)
 
 
 @pytest.mark.parametrize('inner', [1, 40])
 def test_loops_count_as_often_as_they_run_on_amd(inner: int) -> None:
     text = compiled('hip', 'gfx942', inner)['amdgcn']
-    code = _gcn.read(text)
+    code = gcn.read(text)
     for program, programs, rounds in ((0, 1, 1), (0, 7, 100), (6, 7, 100), (3, 7, 2)):
         trips = len(range(program, rounds, programs)) * inner
-        found = count(code, [_gcn.begin(text, program, (programs,), [(16, rounds)])])
+        found = count(code, [gcn.begin(text, program, (programs,), [(16, rounds)])])
         assert found.data_loops == 0
         for kind, expected in (('v_exp_f32', trips), ('(buffer|global)_load', trips), ('(buffer|global)_store', 1)):
             assert sum(n for name, n in found.by_name.items() if re.match(kind, name)) == expected, (kind, rounds)
-        assert sum(n * _gcn.access_bytes(name) for name, n in found.by_name.items()) == 64 * 4 * (trips + 1)
+        assert sum(n * gcn.access_bytes(name) for name, n in found.by_name.items()) == 64 * 4 * (trips + 1)
 
 
 def test_numbers_that_are_kept_in_the_lanes_of_a_vector_register_are_followed() -> None:
-    code = _gcn.read(
+    code = gcn.read(
         """
 \ts_mov_b32 s4, 7
 \tv_writelane_b32 v9, s4, 3
@@ -103,33 +103,33 @@ def test_a_call_to_a_place_in_the_kernel_is_a_far_jump() -> None:
         '.L_x_1:',
         'EXIT',
     ]
-    code = _sass.read('\n'.join(x if x.startswith('.') else f'        /*0000*/    {x} ;' for x in lines))
+    code = sass.read('\n'.join(x if x.startswith('.') else f'        /*0000*/    {x} ;' for x in lines))
     found = count(code, [{}])
     assert found.by_name['IADD3'] == 5 and found.data_loops == 0
 
 
 def test_a_walk_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_count, 'MAX_STEPS', 100)
-    code = _gcn.read('.LBB0_1:\n\ts_nop 0\n\ts_branch .LBB0_1\n')
+    monkeypatch.setattr('attnzoo.kernels._report.count.MAX_STEPS', 100)
+    code = gcn.read('.LBB0_1:\n\ts_nop 0\n\ts_branch .LBB0_1\n')
     with pytest.raises(RuntimeError, match='followed for 100 steps'):
         count(code, [{}])
 
 
 def test_a_loop_that_the_data_decide_is_told() -> None:
-    code = _sass.disassemble(compiled('cuda', 90, 1, until_loaded=True)['cubin'])
-    once, often = (count(code, [_sass.begin(90, 0, (1,), [(16, 5)])], trips) for trips in (1, 10))
+    code = sass.disassemble(compiled('cuda', 90, 1, until_loaded=True)['cubin'])
+    once, often = (count(code, [sass.begin(90, 0, (1,), [(16, 5)])], trips) for trips in (1, 10))
     assert once.data_loops == often.data_loops > 0
     assert 0 < once.by_name['MUFU.EX2'] < often.by_name['MUFU.EX2'] <= 10 * once.by_name['MUFU.EX2']
 
 
 def test_counts_are_the_average_of_the_programs() -> None:
-    code = _sass.disassemble(compiled('cuda', 90, 1)['cubin'])
-    found = count(code, [_sass.begin(90, program, (2,), [(16, 5)]) for program in (0, 1)])
+    code = sass.disassemble(compiled('cuda', 90, 1)['cubin'])
+    found = count(code, [sass.begin(90, program, (2,), [(16, 5)]) for program in (0, 1)])
     assert found.by_name['MUFU.EX2'] == 2.5
 
 
 def test_a_place_in_a_grid_counts_along_its_first_axis() -> None:
-    state = _sass.begin(90, 17, (5, 3, 4), [])
+    state = sass.begin(90, 17, (5, 3, 4), [])
     assert [state[f'SR_CTAID.{axis}'] for axis in 'XYZ'] == [2, 0, 1]
     assert [state['c', 0xC + 4 * i] for i in range(3)] == [5, 3, 4]
 
@@ -143,8 +143,8 @@ def test_kinds_of_instructions() -> None:
         'SHFL.BFLY': 'memory',
         'FADD': 'other',
     }
-    assert {name: _sass.kind(name) for name in names} == names
+    assert {name: sass.kind(name) for name in names} == names
     asked = {'LDG.E.128': 512, 'LDG.E.U16': 64, 'STG.E': 128, 'LDS.128': 0, 'LDGSTS.E.BYPASS.128': 512}
-    assert {name: _sass.access_bytes(name) for name in asked} == asked
+    assert {name: sass.access_bytes(name) for name in asked} == asked
     asked = {'global_load_dwordx4': 1024, 'buffer_load_dword': 256, 'global_load_ushort': 128, 'ds_read_b128': 0}
-    assert {name: _gcn.access_bytes(name) for name in asked} == asked
+    assert {name: gcn.access_bytes(name) for name in asked} == asked

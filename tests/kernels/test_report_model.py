@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnzoo.kernels._model import DEVICES, Work, issue_seconds, programs_resident, seconds
+from attnzoo.kernels._report.model import DEVICES, Work, issue_seconds, programs_resident, seconds
 
 H100 = DEVICES['sm_90']
 

@@ -1,4 +1,4 @@
-"""AMD's machine code (GCN assembly, as Triton emits it) as `_count` follows it: of what decides branches, the meaning.
+"""AMD's machine code (GCN assembly, as Triton emits it) as `count` follows it: of what decides branches, the meaning.
 
 Keys of a state: 's4' and 'v4' hold 32 bits (a vector register those that all threads have in common), ('v4', '7') those
 of thread 7, 'scc' a bool, ('k', 264) a word of the segment that holds the kernel's parameters. Some thread is taken to
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from ._count import WORD, Instruction, State, as_bits, as_float, places, signed
+from .count import WORD, Instruction, State, as_bits, as_float, places, signed
 
 _SEGMENT = 0x7EA00000  # an address, in its upper half, that stands for the segment of parameters
 

@@ -21,7 +21,7 @@ per multiprocessor and cycle; 4 and 12.95 on an H100. What was assumed:
 import math
 from typing import NamedTuple
 
-from ._launch import Target
+from attnzoo.kernels._launch import Target
 
 ISSUED = 0.75  # of the issue rate
 SPECIAL = 0.85  # of the rate of transcendental functions

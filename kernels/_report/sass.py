@@ -1,4 +1,4 @@
-"""NVIDIA's machine code (SASS) as `_count` follows it: of what decides branches, the meaning.
+"""NVIDIA's machine code (SASS) as `count` follows it: of what decides branches, the meaning.
 
 Keys of a state: 'R4' and 'UR4' hold 32 bits, 'P4' and 'UP4' a bool, ('c', 0x210) a word of the constant bank, where a
 launch leaves the size of its grid and the kernel's parameters.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._count import WORD, Instruction, State, as_bits, as_float, places, signed
+from .count import WORD, Instruction, State, as_bits, as_float, places, signed
 
 # Where the constant bank holds the size of the grid, and the first parameter.
 GRID = {80: 0xC, 90: 0xC, 100: 0x370}

@@ -1,0 +1,1 @@
+"""What the compilation report (`attnzoo.kernels.aot`) knows of machine code, and of the time that it takes."""
