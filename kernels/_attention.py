@@ -140,17 +140,17 @@ def factor_of(scale, cosine, head):
 
 
 @triton.jit
-def attend(largest, total, mean, logits, v, FIRST: tl.constexpr):
+def attend(largest, total, mean, logits, v, FIRST: tl.constexpr, PRECISION: tl.constexpr):
     """The state of a softmax after one more tile of logits; any number of sources of keys may follow each other."""
     if FIRST:
         new_largest = tl.maximum(tl.max(logits, 1), LOWEST)
         weights = tl.exp2(logits - new_largest[:, None])
-        return new_largest, tl.sum(weights, 1), dot(narrow(weights, v.dtype), v)
+        return new_largest, tl.sum(weights, 1), dot(narrow(weights, v.dtype), v, PRECISION)
     else:
         new_largest = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp2(logits - new_largest[:, None])
         rescale = tl.exp2(largest - new_largest)
-        mean = mean * rescale[:, None] + dot(narrow(weights, v.dtype), v)
+        mean = mean * rescale[:, None] + dot(narrow(weights, v.dtype), v, PRECISION)
         return new_largest, total * rescale + tl.sum(weights, 1), mean
 
 
@@ -160,7 +160,7 @@ def attention_forward(
     tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, KEYS: tl.constexpr, TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of M queries against all keys of its group, which come in tiles of WIDTHS."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
@@ -202,9 +202,9 @@ def attention_forward(
                     table = held
                 else:
                     table = TABLE(tables, group, head, query, key, key_real, geometry)
-                scores = dot(q_tile, tl.trans(k_tile))
+                scores = dot(q_tile, tl.trans(k_tile), PRECISION)
                 logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
-                largest, total, mean = attend(largest, total, mean, logits, v_tile, tile == 0)
+                largest, total, mean = attend(largest, total, mean, logits, v_tile, tile == 0, PRECISION)
                 start = start + WIDTHS[tile]
             mean *= (1.0 / tl.maximum(total, SMALLEST))[:, None]
             store_rows(out + origin(out_strides, image, head, o_y, o_x), out_at, out_there, mean)
@@ -214,10 +214,10 @@ def attention_forward(
 
 
 @triton.jit
-def score_gradients(logits, lse, do_tile, v_tile, delta):
+def score_gradients(logits, lse, do_tile, v_tile, delta, PRECISION: tl.constexpr):
     """Weights [M, N] and the gradients of the scores, from the sums of the rows that forward and `backward_q` kept."""
     weights = tl.exp2(logits - lse[:, None])
-    return weights, weights * (dot(do_tile, tl.trans(v_tile)) - delta[:, None])
+    return weights, weights * (dot(do_tile, tl.trans(v_tile), PRECISION) - delta[:, None])
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -228,6 +228,7 @@ def attention_backward_q(
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, ROWS_OF_DQ: tl.constexpr, KEYS: tl.constexpr,
     TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of a tile of M queries, delta, which lies as lse does, and a program's share of the gradient of the factor."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
@@ -268,10 +269,10 @@ def attention_backward_q(
                 v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
                 k_tile, _norm = unit_rows(k_tile, cosine is not None)
                 table = TABLE(tables, group, head, query, key, key_real, geometry)
-                scores = dot(q_tile, tl.trans(k_tile))
+                scores = dot(q_tile, tl.trans(k_tile), PRECISION)
                 logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
-                _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta)
-                grad += dot(narrow(d_scores, k_tile.dtype), k_tile)
+                _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta, PRECISION)
+                grad += dot(narrow(d_scores, k_tile.dtype), k_tile, PRECISION)
                 start = start + WIDTHS[tile]
             grad, along = through_unit_rows(q_tile, q_norm, grad, factor)
             if d_cosine is not None:
@@ -290,6 +291,7 @@ def attention_backward_kv(
     KEY_GROUP: tl.constexpr, QUERY_TILES: tl.constexpr, QUERIES_OF_KEYS: tl.constexpr, Q_OF_KEYS: tl.constexpr,
     TABLE_OF_KEYS: tl.constexpr, PAIR_OF_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a tile of N keys from the tiles of M queries that attend to them, and its share of the filling's."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
@@ -324,14 +326,14 @@ def attention_backward_kv(
                 row_lse = tl.load(lse + sums, mask=query_real, other=float('inf'))
                 row_delta = tl.load(delta + sums, mask=query_real, other=0.0)
                 table = TABLE_OF_KEYS(tables, group, head, query, key, real, geometry)
-                scores = dot(k_tile, tl.trans(q_tile))
+                scores = dot(k_tile, tl.trans(q_tile), PRECISION)
                 logits = PAIR_OF_KEYS(
                     scores, factor, table, k_tile, image, group, head, tile, key, query, geometry, tables
                 )
                 weights = tl.exp2(logits - row_lse[None, :])
-                dv_tile += dot(narrow(weights, do_tile.dtype), do_tile)
-                d_scores = weights * (dot(v_tile, tl.trans(do_tile)) - row_delta[None, :])
-                dk_tile += dot(narrow(d_scores, q_tile.dtype), q_tile)
+                dv_tile += dot(narrow(weights, do_tile.dtype), do_tile, PRECISION)
+                d_scores = weights * (dot(v_tile, tl.trans(do_tile), PRECISION) - row_delta[None, :])
+                dk_tile += dot(narrow(d_scores, q_tile.dtype), q_tile, PRECISION)
             dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor)
             store_rows(dk + origin(dk_strides, image, head, k_y, k_x), dk_at, there, dk_tile)
             store_rows(dv + origin(dv_strides, image, head, k_y, k_x), dv_at, there, dv_tile)
@@ -359,7 +361,7 @@ def attention_backward_pairs(
     tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, KEYS: tl.constexpr, TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TILES: tl.constexpr, KEY_TILES: tl.constexpr,
+    TILES: tl.constexpr, KEY_TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program's share of the sum over all groups of the gradients of M x N logits: [shares, heads, queries, keys]."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
@@ -391,9 +393,9 @@ def attention_backward_pairs(
             row_delta = tl.load(delta + sums, mask=real, other=0.0)
             q_tile, _norm = unit_rows(q_tile, cosine is not None)
             k_tile, _norm = unit_rows(k_tile, cosine is not None)
-            scores = dot(q_tile, tl.trans(k_tile))
+            scores = dot(q_tile, tl.trans(k_tile), PRECISION)
             logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
-            _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta)
+            _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta, PRECISION)
             total += d_scores
     share = tl.cast(tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), tl.int64)
     place = (share * heads + head) * (TILES * M * KEY_TILES * N)
@@ -407,7 +409,7 @@ def attention_backward_alone(
     tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, ROWS_OF_DQ: tl.constexpr, KEYS: tl.constexpr,
     TABLE: tl.constexpr, PAIR: tl.constexpr,
-    HEAD_DIM: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All gradients of groups of up to N tokens that attend to each other alone: nothing of forward is read."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
@@ -442,24 +444,24 @@ def attention_backward_alone(
             do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, there)
             q_tile, q_norm = unit_rows(q_tile, cosine is not None)
             k_tile, k_norm = unit_rows(k_tile, cosine is not None)
-            scores = dot(q_tile, tl.trans(k_tile))
+            scores = dot(q_tile, tl.trans(k_tile), PRECISION)
             logits = PAIR(scores, factor, table, q_tile, image, group, head, 0, token, token, geometry, tables)
             # Rows of no query have weights as well, but no d_out: they give nothing.
             weights = tl.exp2(logits - tl.maximum(tl.max(logits, 1), LOWEST)[:, None])
             weights *= (1.0 / tl.maximum(tl.sum(weights, 1), SMALLEST))[:, None]
-            d_weights = dot(do_tile, tl.trans(v_tile))
+            d_weights = dot(do_tile, tl.trans(v_tile), PRECISION)
             d_scores = weights * (d_weights - tl.sum(weights * d_weights, 1)[:, None])
             if d_pairs is not None:
                 pair_sum += d_scores
-            dv_tile = dot(tl.trans(narrow(weights, do_tile.dtype)), do_tile)
+            dv_tile = dot(tl.trans(narrow(weights, do_tile.dtype)), do_tile, PRECISION)
             store_rows(dv + origin(dv_strides, image, head, k_y, k_x), dv_at, key_there, dv_tile)
-            dk_tile = dot(tl.trans(narrow(d_scores, q_tile.dtype)), q_tile)
+            dk_tile = dot(tl.trans(narrow(d_scores, q_tile.dtype)), q_tile, PRECISION)
             dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor)
             store_rows(dk + origin(dk_strides, image, head, k_y, k_x), dk_at, key_there, dk_tile)
             if d_k_fill is not None:
                 k_fill_sum += tl.sum(tl.where(key_real[:, None], 0.0, dk_tile), 0)
                 v_fill_sum += tl.sum(tl.where(key_real[:, None], 0.0, dv_tile), 0)
-            dq_tile = dot(narrow(d_scores, k_tile.dtype), k_tile)
+            dq_tile = dot(narrow(d_scores, k_tile.dtype), k_tile, PRECISION)
             dq_tile, along = through_unit_rows(q_tile, q_norm, dq_tile, factor)
             if d_cosine is not None:
                 factor_sum += along

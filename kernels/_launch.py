@@ -26,6 +26,11 @@ class Target(NamedTuple):
     arch: int | str  # 90 for compute capability 9.0, 'gfx942'
     multiprocessors: int
 
+    @property
+    def precision(self) -> str:
+        """In which `_triton.dot` multiplies float32: by three products on tensor cores, where the compiler has them."""
+        return 'tf32x3' if self.backend == 'cuda' else 'ieee'
+
 
 _INTERPRETER = Target('cuda', 80, 2)  # few programs, so that each of them takes several turns even on a small map
 _paper: tuple[Target, list[Launch]] | None = None

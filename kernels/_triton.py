@@ -10,12 +10,32 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def dot(a, b):
-    """a @ b, summed in float32 and, for float32, without rounding the factors to TF32."""
-    if INTERPRETED:  # which would multiply the bit patterns of bfloat16
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, input_precision='ieee')
+def dot(a, b, PRECISION: tl.constexpr):
+    """a @ b, summed in float32. PRECISION is that of float32 factors: `_launch.Target` tells each target's."""
+    if INTERPRETED:
+        if PRECISION == 'tf32x3' and a.dtype == tl.float32:
+            return _tf32x3(a, b)
+        else:  # the interpreter would multiply the bit patterns of bfloat16
+            return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision='ieee')
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _tf32x3(a, b):
+    """What the compiler makes of it, but for how a tensor core rounds sums: factors as two numbers, three products."""
+    big_a, big_b = _tf32(a, 0x1000), _tf32(b, 0x1000)
+    small_a, small_b = _tf32(a - big_a, 0), _tf32(b - big_b, 0)
+    small_a = tl.where(small_a == small_a, small_a, 0.0)  # inf - inf
+    small_b = tl.where(small_b == small_b, small_b, 0.0)
+    small = tl.dot(small_a, big_b, input_precision='ieee') + tl.dot(big_a, small_b, input_precision='ieee')
+    return small + tl.dot(big_a, big_b, input_precision='ieee')
+
+
+@triton.jit
+def _tf32(x, half):
+    """The bits that a tensor core reads: the nearest number, or with a half of zero what is left when others go."""
+    return ((x.to(tl.uint32, bitcast=True) + half) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -79,6 +79,8 @@ def access_bytes(name: str) -> int:
     return 32 * (int(width[1]) // 8 if width else 4)
 
 
+_Read = tuple[tuple[Hashable, ...], Callable[[State], Any]]  # the keys that an operand reads, and its value
+_SLOT = re.compile(r'\[R1(?:\+(0x[0-9a-f]+))?\]')  # of the stack
 _NOTHING = {'RZ', 'URZ', 'SRZ', 'PT', 'UPT'}
 _PREDICATE = re.compile(r'(!?)(U?P(?:\d|T))')
 _VALUE = re.compile(r'([-~]?)\|?(?:(U?R\d+|U?RZ|SRZ)(?:\.reuse|\.64)*|c\[0x0\]\[(0x[0-9a-f]+)\]|(0x[0-9a-f]+|\d+))\|?')
@@ -98,6 +100,9 @@ def _decode(line: str, labels: dict[str, int], end: int) -> Instruction:
         tests = tuple(key for keys, _ in guards for key in keys)
         jump = labels[target[0]] if target else end
         return Instruction(name, reads=tests, jump=jump, taken=_all([get for _, get in guards]) if guards else None)
+
+    if opcode in ('STL', 'LDL') and (slot := _SLOT.fullmatch(texts[opcode == 'LDL'])):
+        return _spill(name, int(slot[1] or '0', 16), texts[opcode == 'STL'], guards)
 
     written = _written(opcode, texts)
     texts, results = texts[written:], texts[:written]
@@ -132,6 +137,26 @@ def _decode(line: str, labels: dict[str, int], end: int) -> Instruction:
                 _put(state, key, None)
 
     return Instruction(name, writes, tuple(reads), run)
+
+
+def _spill(name: str, slot: int, register: str, guards: list[_Read]) -> Instruction:
+    """Registers that there is no room for go to a slot of the stack, and come back."""
+    width = re.search(r'\.(64|128)\b', name)
+    count = int(width[1]) // 32 if width else 1
+    registers = [register] * count if register == 'RZ' else [f'R{int(register[1:]) + i}' for i in range(count)]
+    slots = [('stack', slot + 4 * i) for i in range(count)]
+    sources: list[Hashable] = [*registers] if name.startswith('STL') else [*slots]
+    targets: list[Hashable] = [*slots] if name.startswith('STL') else [*registers]
+    runs = _all([get for _, get in guards])
+
+    def run(state: State) -> None:
+        running = runs(state)
+        if running is False:
+            return
+        for source, target in zip(sources, targets, strict=True):
+            _put(state, target, None if running is None else 0 if source == 'RZ' else state.get(source))
+
+    return Instruction(name, tuple(targets), (*sources, *(key for keys, _ in guards for key in keys)), run)
 
 
 def _put(state: State, key: Hashable, value: Any) -> None:
@@ -183,7 +208,7 @@ def _pair(register: str) -> tuple[str, ...]:
     return (register, f'{found[1]}{int(found[2]) + 1}') if found else (register,)
 
 
-def _operand(text: str, pair: bool = False) -> tuple[tuple[Hashable, ...], Callable[[State], Any]]:
+def _operand(text: str, pair: bool = False) -> _Read:
     """The keys that an operand reads, and its value in a state: unknown where its form is."""
     if predicate := _PREDICATE.fullmatch(text):
         negated, key = bool(predicate[1]), predicate[2]

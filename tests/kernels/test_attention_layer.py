@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnzoo.kernels import aot, neighborhood_attention, routed_attention
-from attnzoo.kernels._launch import launch, recording
+from attnzoo.kernels._launch import launch, recording, target_of
 from attnzoo.kernels._report.model import DEVICES
 from attnzoo.kernels._testing import assert_as_exact_as
 
@@ -152,7 +152,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, **geometry: Any) -> dict
         'cosine': None, 'size': (height, width), 'images': batch, 'groups': height * width // SIDE**2, 'heads': HEADS,
         'HEAD_DIM': HEAD_DIM, 'D': HEAD_DIM, 'M': SIDE**2, 'N': SIDE**2, 'TILES': 1, 'STAGES': 1,
         'QUERIES': tile_of_map, 'ROWS_OF_Q': tile_of_map, 'ROWS_OF_DQ': tile_of_map, 'KEY_GROUP': tile_of_map,
-        'PAIR': plain_pair, 'PAIR_OF_KEYS': plain_pair,
+        'PAIR': plain_pair, 'PAIR_OF_KEYS': plain_pair, 'PRECISION': target_of(q).precision,
     }  # fmt: skip
     arguments |= geometry
     arguments['Q_OF_KEYS'] = arguments['QUERIES_OF_KEYS']

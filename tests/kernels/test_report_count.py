@@ -9,7 +9,7 @@ triton = pytest.importorskip('triton')
 import triton.language as tl  # noqa: E402  (Triton may be missing)
 
 from attnzoo.kernels._report import gcn, sass  # noqa: E402
-from attnzoo.kernels._report.count import count  # noqa: E402
+from attnzoo.kernels._report.count import Instruction, count  # noqa: E402
 
 
 @triton.jit
@@ -92,8 +92,12 @@ def test_numbers_that_are_kept_in_the_lanes_of_a_vector_register_are_followed() 
     assert found.by_name['s_add_i32'] == 7
 
 
+def sass_of(*lines: str) -> list[Instruction]:
+    return sass.read('\n'.join(x if x.startswith('.') else f'        /*0000*/    {x} ;' for x in lines))
+
+
 def test_a_call_to_a_place_in_the_kernel_is_a_far_jump() -> None:
-    lines = [
+    code = sass_of(
         'MOV R2, RZ',
         '.L_x_0:',
         'IADD3 R2, R2, 0x1, RZ',
@@ -102,10 +106,28 @@ def test_a_call_to_a_place_in_the_kernel_is_a_far_jump() -> None:
         'BRA `(.L_x_0)',
         '.L_x_1:',
         'EXIT',
-    ]
-    code = sass.read('\n'.join(x if x.startswith('.') else f'        /*0000*/    {x} ;' for x in lines))
+    )
     found = count(code, [{}])
     assert found.by_name['IADD3'] == 5 and found.data_loops == 0
+
+
+def test_numbers_on_the_stack_are_followed() -> None:
+    code = sass_of(
+        'STL [R1], RZ',
+        'MOV R4, 0x6',
+        'MOV R5, 0x1',
+        'STL.64 [R1+0x10], R4',
+        '.L_x_0:',
+        'LDL R2, [R1]',
+        'LDL.64 R8, [R1+0x10]',
+        'IADD3 R2, R2, R9, RZ',
+        'STL [R1], R2',
+        'ISETP.GE.AND P0, PT, R2, R8, PT',
+        '@!P0 BRA `(.L_x_0)',
+        'EXIT',
+    )
+    found = count(code, [{}])
+    assert found.by_name['IADD3'] == 6 and found.data_loops == 0
 
 
 def test_a_walk_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
