@@ -11,11 +11,14 @@ An op's kernel calls a loop and passes its geometry, as functions that the compi
     ROWS_OF_Q, ROWS_OF_DQ, Q_OF_KEYS: QUERIES and QUERIES_OF_KEYS where q and its gradient lie elsewhere than the output
     PAIR_OF_KEYS: PAIR for scores [keys, queries], with k in the place of q
 
-A group is a number of queries that attend to the same keys. A place is a scalar origin and what its tokens are away
-from it: an address is then one scalar and what does not change from image to image. `real` tokens are in the map; keys
-that are not are zeros, or rows of a filling. A program takes a tile of one head's queries (or keys) through its share
-of the groups, and each group through its share of the images: axis 0 of the grid has tiles and heads, axis 1 the shares
-of the images, axis 2 those of the groups. What does not depend on the image is computed once a group.
+A group is a number of queries that attend to the same keys. Keys of several maps may be under one softmax: then k, v
+and their strides are tuples, SOURCES says which map each tile of keys is from, and dk and dv are a launch for each map.
+
+A place is a scalar origin and what its tokens are away from it: an address is then one scalar and what does not change
+from image to image. `real` tokens are in the map; keys that are not are zeros, or rows of a filling. A program takes a
+tile of one head's queries (or keys) through its share of the groups, and each group through its share of the images:
+axis 0 of the grid has tiles and heads, axis 1 the shares of the images, axis 2 those of the groups. What does not
+depend on the image is computed once a group.
 
 Legend: tiles of M queries x N keys, D channels: those of a head, rounded up to a power of two. Maps are
 [B, H, W, heads, d], their strides five numbers and a unit (`_triton.strides_of`); sums of rows are [B, heads, H, W].
@@ -51,6 +54,15 @@ def either(strides, others):
         return others
     else:
         return strides
+
+
+@triton.jit
+def source_of(values, SOURCES: tl.constexpr, tile: tl.constexpr):
+    """What a tile of keys has of a tuple of values, one for each source of keys; or the value, where there is one."""
+    if SOURCES is None:
+        return values
+    else:
+        return values[SOURCES[tile]]
 
 
 @triton.jit
@@ -160,7 +172,7 @@ def attention_forward(
     tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, KEYS: tl.constexpr, TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, SOURCES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of M queries against all keys of its group, which come in tiles of WIDTHS."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
@@ -193,10 +205,12 @@ def attention_forward(
                 key = start + tl.arange(0, WIDTHS[tile])
                 k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
                 there = present(key_real, HEAD_DIM, D)
-                k_at = row_offsets(k_strides, key_y, key_x, D)
-                k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, there, key_real, k_filling)
-                v_at = row_offsets(v_strides, key_y, key_x, D)
-                v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, there, key_real, v_filling)
+                keys, by = source_of(k, SOURCES, tile), source_of(k_strides, SOURCES, tile)
+                k_at = row_offsets(by, key_y, key_x, D)
+                k_tile = load_filled(keys + origin(by, image, head, k_y, k_x), k_at, there, key_real, k_filling)
+                values, by = source_of(v, SOURCES, tile), source_of(v_strides, SOURCES, tile)
+                v_at = row_offsets(by, key_y, key_x, D)
+                v_tile = load_filled(values + origin(by, image, head, k_y, k_x), v_at, there, key_real, v_filling)
                 k_tile, _norm = unit_rows(k_tile, cosine is not None)
                 if len(WIDTHS) == 1:
                     table = held
@@ -228,7 +242,7 @@ def attention_backward_q(
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, ROWS_OF_DQ: tl.constexpr, KEYS: tl.constexpr,
     TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SOURCES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of a tile of M queries, delta, which lies as lse does, and a program's share of the gradient of the factor."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
@@ -263,10 +277,12 @@ def attention_backward_q(
                 key = start + tl.arange(0, WIDTHS[tile])
                 k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
                 key_there = present(key_real, HEAD_DIM, D)
-                k_at = row_offsets(k_strides, key_y, key_x, D)
-                k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, key_there, key_real, k_filling)
-                v_at = row_offsets(v_strides, key_y, key_x, D)
-                v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
+                keys, by = source_of(k, SOURCES, tile), source_of(k_strides, SOURCES, tile)
+                k_at = row_offsets(by, key_y, key_x, D)
+                k_tile = load_filled(keys + origin(by, image, head, k_y, k_x), k_at, key_there, key_real, k_filling)
+                values, by = source_of(v, SOURCES, tile), source_of(v_strides, SOURCES, tile)
+                v_at = row_offsets(by, key_y, key_x, D)
+                v_tile = load_filled(values + origin(by, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
                 k_tile, _norm = unit_rows(k_tile, cosine is not None)
                 table = TABLE(tables, group, head, query, key, key_real, geometry)
                 scores = dot(q_tile, tl.trans(k_tile), PRECISION)

@@ -201,7 +201,8 @@ def _plan(call: Call, images: int, head_dim: int, cosine: bool, filled: bool, sh
         'scale': head_dim**-0.5 if call.scale is None else call.scale,
         'HEAD_DIM': head_dim, 'D': max(16, triton.next_power_of_2(head_dim)),
         'ROWS_OF_Q': _locate_shared if shared else _locate,
-        'Q_OF_KEYS': _locate_shared_of_keys if shared else _locate_keys, 'PRECISION': target.precision,
+        'Q_OF_KEYS': _locate_shared_of_keys if shared else _locate_keys, 'SOURCES': None,
+        'PRECISION': target.precision,
     }  # fmt: skip
 
     def grid(columns: int, programs: int) -> tuple[int, int, int]:

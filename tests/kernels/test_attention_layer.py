@@ -1,16 +1,18 @@
 """The loops that attentions share carry other geometries than windows: keys that data choose, keys around a query.
 
-Two small kernels on `_attention.py`, as exact as the references of their ops: routed attention, whose readers of a key
-region are found by an index, and neighborhood attention, whose keys lie around a tile of queries.
+Small kernels on `_attention.py`, as exact as the references of their ops: routed attention, whose readers of a key
+region are found by an index, neighborhood attention, whose keys lie around a tile of queries, and aggregated attention,
+which has keys of two maps.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from attnzoo.kernels import aot, neighborhood_attention, routed_attention
+from attnzoo.kernels import aot, neighborhood_attention, neighborhood_av, neighborhood_qk, routed_attention
 from attnzoo.kernels._launch import launch, recording, target_of
 from attnzoo.kernels._report.model import DEVICES
 from attnzoo.kernels._testing import assert_as_exact_as
@@ -96,12 +98,12 @@ def neighbor_keys(image, group, tile, token, geometry, index):
 
 
 @triton.jit
-def bias_of(tables, head, query_y, query_x, key_y, key_x, geometry):
+def bias_of(tables, head, query_y, query_x, key_y, key_x, real, geometry):
     """Base-2 bias of keys that are in the queries' neighborhoods, -inf of the others."""
     height, width = geometry[0][1], geometry[0][2]
     from_y = tl.minimum(tl.maximum(query_y - KERNEL_ // 2, 0), height - KERNEL_)
     from_x = tl.minimum(tl.maximum(query_x - KERNEL_ // 2, 0), width - KERNEL_)
-    near = (key_y >= from_y) & (key_y < from_y + KERNEL_) & (key_x >= from_x) & (key_x < from_x + KERNEL_)
+    near = real & (key_y >= from_y) & (key_y < from_y + KERNEL_) & (key_x >= from_x) & (key_x < from_x + KERNEL_)
     side = 2 * KERNEL_ - 1
     place = (head * side + key_y - query_y + KERNEL_ - 1) * side + key_x - query_x + KERNEL_ - 1
     return tl.where(near, tl.load(tables + place, mask=near, other=0.0) * LOG2_E, float('-inf'))
@@ -109,10 +111,19 @@ def bias_of(tables, head, query_y, query_x, key_y, key_x, geometry):
 
 @triton.jit
 def neighbor_table(tables, group, head, query, key, key_real, geometry):
-    tile_y, tile_x, y, x, _real = tile_of_map(group, query, geometry)
+    tile_y, tile_x, y, x, real = tile_of_map(group, query, geometry)
     first_y, first_x = first_key(group, geometry)
     key_y, key_x = first_y + key // REACH_, first_x + key % REACH_
-    return bias_of(tables, head, (tile_y + y)[:, None], (tile_x + x)[:, None], key_y[None, :], key_x[None, :], geometry)
+    return bias_of(
+        tables,
+        head,
+        (tile_y + y)[:, None],
+        (tile_x + x)[:, None],
+        key_y[None, :],
+        key_x[None, :],
+        real[:, None],
+        geometry,
+    )
 
 
 @triton.jit
@@ -132,46 +143,107 @@ def neighbor_readers(image, group, tile, token, geometry, index):
 @triton.jit
 def neighbor_table_of_keys(tables, group, head, query, key, key_real, geometry):
     tile_y, tile_x, y, x, _real = tile_of_map(group, key, geometry)
-    _y, _x, query_y, query_x, _there = neighbor_readers(0, group, 0, query, geometry, None)
+    _y, _x, query_y, query_x, real = neighbor_readers(0, group, 0, query, geometry, None)
     return bias_of(
-        tables, head, query_y[None, :], query_x[None, :], (tile_y + y)[:, None], (tile_x + x)[:, None], geometry
+        tables,
+        head,
+        query_y[None, :],
+        query_x[None, :],
+        (tile_y + y)[:, None],
+        (tile_x + x)[:, None],
+        real[None, :],
+        geometry,
     )
 
 
-def run(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, **geometry: Any) -> dict[str, Tensor]:
-    """Output and gradients by the shared loops, of maps [B, H, W, C]."""
+# Aggregated attention: the keys around a query and those of a small map of 4 x 4, under one softmax.
+
+
+@triton.jit
+def keys_of_two(image, group, tile, token, geometry, index):
+    if tile == 0:
+        return neighbor_keys(image, group, tile, token, geometry, index)
+    else:
+        return tile_of_map(0, token - REACH_ * REACH_, geometry)
+
+
+@triton.jit
+def pair_of_two(scores, factor, table, q, image, group, head, tile, query, key, geometry, tables):
+    if tile == 0:
+        table = neighbor_table(tables, group, head, query, key, None, geometry)
+    return scores * (factor * LOG2_E) + table
+
+
+@triton.jit
+def small_map(group, token, geometry):
+    return tile_of_map(0, token, geometry)
+
+
+@triton.jit
+def all_tiles(image, group, geometry, index):
+    return geometry[2]
+
+
+@triton.jit
+def any_queries(image, group, tile, token, geometry, index):
+    return tile_of_map(tile, token - tile * (SIDE_ * SIDE_), geometry)
+
+
+def run(
+    q: Tensor, sources: Sequence[tuple[Tensor, Tensor]], d_out: Tensor, readers: Sequence[dict[str, Any]], **given: Any
+) -> dict[str, Tensor]:
+    """Output and gradients by the shared loops, of maps [B, H, W, C]; `readers` are the arguments that find them."""
     batch, height, width, _channels = q.shape
-    maps = {'q': q, 'k': k, 'v': v, 'd_out': d_out, 'out': torch.empty_like(q)}
-    maps |= {name: torch.empty_like(q) for name in ('dq', 'dk', 'dv')}
-    arguments: dict[str, Any] = {name: x.view(batch, height, width, HEADS, HEAD_DIM) for name, x in maps.items()}
-    arguments |= {f'{name}_strides': strides_of(x) for name, x in list(arguments.items())}
+    out, dq = torch.empty_like(q), torch.empty_like(q)
     lse, delta = (q.new_empty(batch, HEADS, height, width, dtype=torch.float32) for _ in range(2))
-    arguments |= {
+    arguments: dict[str, Any] = {
         'lse': lse, 'delta': delta, 'tables': None, 'index': None, 'k_fill': None, 'v_fill': None,
         'd_k_fill': None, 'd_v_fill': None, 'd_cosine': None, 'fill_strides': (0, 0), 'scale': HEAD_DIM**-0.5,
         'cosine': None, 'size': (height, width), 'images': batch, 'groups': height * width // SIDE**2, 'heads': HEADS,
-        'HEAD_DIM': HEAD_DIM, 'D': HEAD_DIM, 'M': SIDE**2, 'N': SIDE**2, 'TILES': 1, 'STAGES': 1,
+        'HEAD_DIM': HEAD_DIM, 'D': HEAD_DIM, 'M': SIDE**2, 'N': SIDE**2, 'TILES': 1, 'STAGES': 1, 'SOURCES': None,
         'QUERIES': tile_of_map, 'ROWS_OF_Q': tile_of_map, 'ROWS_OF_DQ': tile_of_map, 'KEY_GROUP': tile_of_map,
         'PAIR': plain_pair, 'PAIR_OF_KEYS': plain_pair, 'PRECISION': target_of(q).precision,
+        **given, **by_heads(q=q, d_out=d_out, out=out, dq=dq),
     }  # fmt: skip
-    arguments |= geometry
-    arguments['Q_OF_KEYS'] = arguments['QUERIES_OF_KEYS']
-    for kernel in (attention_forward, attention_backward_q, attention_backward_kv):
-        launch(kernel, (HEADS, 2, 3), arguments, num_warps=1, num_stages=1)
-    return {'output': maps['out']} | {f'gradient of {name}': maps[f'd{name}'] for name in 'qkv'}
+    each = [by_heads(k=k, v=v) for k, v in sources]
+    keys = each[0] if len(each) == 1 else {name: tuple(one[name] for one in each) for name in each[0]}
+    for kernel in (attention_forward, attention_backward_q):
+        launch(kernel, (HEADS, 2, 3), arguments | keys, num_warps=1, num_stages=1)
+    found = {'output': out, 'gradient of q': dq}
+    for i, ((k, v), one, of_keys) in enumerate(zip(sources, each, readers, strict=True)):
+        dk, dv = torch.empty_like(k), torch.empty_like(v)
+        found |= {f'gradient of k{i}': dk, f'gradient of v{i}': dv}
+        of_keys = {'Q_OF_KEYS': of_keys['QUERIES_OF_KEYS'], **of_keys, **by_heads(dk=dk, dv=dv)}
+        launch(attention_backward_kv, (HEADS, 2, 3), arguments | one | of_keys, num_warps=1, num_stages=1)
+    return found
 
 
-def expected(attention: Any, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> dict[str, Tensor]:
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+def by_heads(**maps: Tensor) -> dict[str, Any]:
+    heads = {name: x.view(*x.shape[:3], HEADS, HEAD_DIM) for name, x in maps.items()}
+    return {**heads, **{f'{name}_strides': strides_of(x) for name, x in heads.items()}}
+
+
+def expected(attention: Any, q: Tensor, sources: Sequence[tuple[Tensor, Tensor]], d_out: Tensor) -> dict[str, Tensor]:
+    leaves = [x.clone().requires_grad_() for x in (q, *(x for pair in sources for x in pair))]
     out = attention(*leaves)
+    names = ['q', *(f'{name}{i}' for i in range(len(sources)) for name in 'kv')]
     grads = torch.autograd.grad(out, leaves, d_out)
-    return {'output': out.detach()} | {f'gradient of {name}': x for name, x in zip('qkv', grads, strict=True)}
+    return {'output': out.detach()} | {f'gradient of {name}': x for name, x in zip(names, grads, strict=True)}
 
 
-def maps(height: int, width: int, device: torch.device | str) -> list[Tensor]:
+def maps(height: int, width: int, device: torch.device | str, small: bool = False) -> Any:
+    """q, the sources of keys and values, and the output's gradient."""
     generator = torch.Generator().manual_seed(0)
-    shape = 3, height, width, HEADS * HEAD_DIM
-    return [torch.randn(shape, generator=generator).to(device) for _ in range(4)]
+
+    def random(height: int, width: int) -> Tensor:
+        return torch.randn(3, height, width, HEADS * HEAD_DIM, generator=generator).to(device)
+
+    q, k, v, d_out = (random(height, width) for _ in range(4))
+    return q, [(k, v), (random(SIDE, SIDE), random(SIDE, SIDE))] if small else [(k, v)], d_out
+
+
+def converted(q: Tensor, sources: Sequence[tuple[Tensor, Tensor]], d_out: Tensor, *to: Any) -> Any:
+    return q.to(*to), [(k.to(*to), v.to(*to)) for k, v in sources], d_out.to(*to)
 
 
 def random_bias() -> Tensor:
@@ -192,18 +264,33 @@ def routed(routes: Tensor) -> dict[str, Any]:
     starts = torch.searchsorted(
         order.values, torch.arange(regions + 1, device=routes.device).expand(3, -1).contiguous()
     )
+    readers = {'TABLE_OF_KEYS': no_table, 'QUERY_TILES': readers_of_region, 'QUERIES_OF_KEYS': queries_of_region}
     return {
         'index': tuple(x.to(torch.int32).contiguous() for x in (routes, order.indices // top_k, starts)),
-        'geometry': ((3, 8, 12, regions, top_k),), 'KEYS': routed_keys, 'TABLE': no_table, 'TABLE_OF_KEYS': no_table,
-        'WIDTHS': (SIDE**2,) * top_k, 'QUERY_TILES': readers_of_region, 'QUERIES_OF_KEYS': queries_of_region,
+        'geometry': ((3, 8, 12, regions, top_k),), 'KEYS': routed_keys, 'TABLE': no_table,
+        'WIDTHS': (SIDE**2,) * top_k, 'readers': [readers],
     }  # fmt: skip
+
+
+NEIGHBORS = {
+    'TABLE_OF_KEYS': neighbor_table_of_keys, 'QUERY_TILES': reader_tiles, 'QUERIES_OF_KEYS': neighbor_readers
+}  # fmt: skip
 
 
 def neighborhood(bias: Tensor) -> dict[str, Any]:
     return {
         'tables': bias, 'geometry': ((2, 12, 8), constant(READERS_.value**2 // SIDE**2)), 'KEYS': neighbor_keys,
-        'TABLE': neighbor_table, 'TABLE_OF_KEYS': neighbor_table_of_keys, 'WIDTHS': (REACH_.value**2,),
-        'QUERY_TILES': reader_tiles, 'QUERIES_OF_KEYS': neighbor_readers,
+        'TABLE': neighbor_table, 'WIDTHS': (REACH_.value**2,), 'readers': [NEIGHBORS],
+    }  # fmt: skip
+
+
+def aggregated(bias: Tensor) -> dict[str, Any]:
+    others = {'TABLE_OF_KEYS': no_table, 'QUERY_TILES': all_tiles, 'QUERIES_OF_KEYS': any_queries}
+    others |= {'KEY_GROUP': small_map, 'groups': 1}
+    return {
+        'tables': bias, 'geometry': ((2, 12, 8), constant(READERS_.value**2 // SIDE**2), constant(6)),
+        'KEYS': keys_of_two, 'TABLE': no_table, 'PAIR': pair_of_two, 'WIDTHS': (REACH_.value**2, SIDE**2),
+        'SOURCES': (0, 1), 'readers': [NEIGHBORS, others],
     }  # fmt: skip
 
 
@@ -216,9 +303,9 @@ def test_keys_that_the_data_choose(kernel_device: torch.device) -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return routed_attention(q, k, v, routes, HEADS, (2, 3))
 
-    exact = expected(attention, *(x.double() for x in given))
+    exact = expected(attention, *converted(*given, torch.float64))
     assert_as_exact_as(found, expected(attention, *given), exact, torch.float32)
-    assert found['gradient of k'][:, :4, :4].any() and not found['gradient of k'][:, 4:, 8:].any()
+    assert found['gradient of k0'][:, :4, :4].any() and not found['gradient of k0'][:, 4:, 8:].any()
 
 
 @pytest.mark.kernel
@@ -231,24 +318,44 @@ def test_keys_around_a_query(kernel_device: torch.device) -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return neighborhood_attention(q, k, v, HEADS, (KERNEL, KERNEL), bias=bias.to(q.dtype))
 
-    exact = expected(attention, *(x.double() for x in given))
+    exact = expected(attention, *converted(*given, torch.float64))
+    assert_as_exact_as(found, expected(attention, *given), exact, torch.float32)
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures('poisoned')
+def test_keys_of_two_maps_under_one_softmax(kernel_device: torch.device) -> None:
+    given = maps(12, 8, kernel_device, small=True)
+    bias = random_bias().to(kernel_device)
+    found = run(*given, **aggregated(bias))
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, small_k: Tensor, small_v: Tensor) -> Tensor:
+        heads = (x.unflatten(3, (HEADS, HEAD_DIM)).flatten(1, 2).transpose(1, 2) for x in (q, small_k, small_v))
+        q_heads, small_k, small_v = heads
+        near = neighborhood_qk(q, k, HEADS, (KERNEL, KERNEL), bias=bias.to(q.dtype))
+        far = (q_heads * HEAD_DIM**-0.5 @ small_k.transpose(2, 3)).view(*near.shape[:4], -1)
+        weights = torch.cat([near, far], 4).softmax(4)
+        near, far = weights.split([KERNEL**2, SIDE**2], 4)
+        mean = (far.flatten(2, 3) @ small_v).transpose(1, 2).reshape(q.shape)
+        return neighborhood_av(near, v, (KERNEL, KERNEL)) + mean
+
+    exact = expected(attention, *converted(*given, torch.float64))
     assert_as_exact_as(found, expected(attention, *given), exact, torch.float32)
 
 
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interpreter's functions cannot be compiled")
-@pytest.mark.parametrize('op', ['routed', 'neighborhood'])
-def test_both_compile(op: str) -> None:
-    geometry = routed(random_routes('cpu')) if op == 'routed' else neighborhood(random_bias())
-    on_meta = {
-        name: value.to('meta') if isinstance(value, Tensor) else value
-        for name, value in geometry.items()
-        if name != 'index'
-    }
-    if 'index' in geometry:
-        on_meta['index'] = tuple(x.to('meta') for x in geometry['index'])
+@pytest.mark.parametrize('op', ['routed', 'neighborhood', 'aggregated'])
+def test_all_compile(op: str) -> None:
+    if op == 'routed':
+        given, geometry = maps(8, 12, 'cpu'), routed(random_routes('cpu'))
+        geometry['index'] = tuple(x.to('meta') for x in geometry['index'])
+    else:
+        given = maps(12, 8, 'cpu', small=op == 'aggregated')
+        geometry = (aggregated if op == 'aggregated' else neighborhood)(random_bias().to('meta'))
     device = DEVICES['sm_90']
     with recording(device.target) as launches:
-        run(*(x.to('meta', torch.bfloat16) for x in maps(*((8, 12) if op == 'routed' else (12, 8)), 'cpu')), **on_meta)
+        run(*converted(*given, 'meta', torch.bfloat16), **geometry)
+    assert len(launches) == (4 if op == 'aggregated' else 3)
     head = {'op': op, 'direction': '', 'dtype': 'bf16', 'shape': '', 'target': 'sm_90'}
     for one in launches:
         row = aot._compile(aot._job(one, device, head))
