@@ -112,6 +112,14 @@ def load_filled(pointer, offsets, there, real, fill):
 
 
 @triton.jit
+def load_keys(pointer, strides, image, head, o_y, o_x, y, x, there, real, fill, D: tl.constexpr):
+    """`load_filled` of a place in an image, where nothing of its addresses is kept from image to image."""
+    return load_filled(
+        pointer + origin(strides, image, head, o_y, o_x), row_offsets(strides, y, x, D), there, real, fill
+    )
+
+
+@triton.jit
 def store_rows(pointer, offsets, there, value):
     tl.store(pointer + offsets, narrow(value, pointer.dtype.element_ty), mask=there)
 
@@ -206,11 +214,9 @@ def attention_forward(
                 k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
                 there = present(key_real, HEAD_DIM, D)
                 keys, by = source_of(k, SOURCES, tile), source_of(k_strides, SOURCES, tile)
-                k_at = row_offsets(by, key_y, key_x, D)
-                k_tile = load_filled(keys + origin(by, image, head, k_y, k_x), k_at, there, key_real, k_filling)
+                k_tile = load_keys(keys, by, image, head, k_y, k_x, key_y, key_x, there, key_real, k_filling, D)
                 values, by = source_of(v, SOURCES, tile), source_of(v_strides, SOURCES, tile)
-                v_at = row_offsets(by, key_y, key_x, D)
-                v_tile = load_filled(values + origin(by, image, head, k_y, k_x), v_at, there, key_real, v_filling)
+                v_tile = load_keys(values, by, image, head, k_y, k_x, key_y, key_x, there, key_real, v_filling, D)
                 k_tile, _norm = unit_rows(k_tile, cosine is not None)
                 if len(WIDTHS) == 1:
                     table = held
@@ -278,11 +284,9 @@ def attention_backward_q(
                 k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
                 key_there = present(key_real, HEAD_DIM, D)
                 keys, by = source_of(k, SOURCES, tile), source_of(k_strides, SOURCES, tile)
-                k_at = row_offsets(by, key_y, key_x, D)
-                k_tile = load_filled(keys + origin(by, image, head, k_y, k_x), k_at, key_there, key_real, k_filling)
+                k_tile = load_keys(keys, by, image, head, k_y, k_x, key_y, key_x, key_there, key_real, k_filling, D)
                 values, by = source_of(v, SOURCES, tile), source_of(v_strides, SOURCES, tile)
-                v_at = row_offsets(by, key_y, key_x, D)
-                v_tile = load_filled(values + origin(by, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
+                v_tile = load_keys(values, by, image, head, k_y, k_x, key_y, key_x, key_there, key_real, v_filling, D)
                 k_tile, _norm = unit_rows(k_tile, cosine is not None)
                 table = TABLE(tables, group, head, query, key, key_real, geometry)
                 scores = dot(q_tile, tl.trans(k_tile), PRECISION)
