@@ -9,10 +9,19 @@ An op's kernel calls a loop and passes its geometry, as functions that the compi
     QUERY_TILES(image, group, geometry, index) -> how many tiles of queries read a group of keys
     QUERIES_OF_KEYS(image, group, tile, token, geometry, index) -> as KEYS
     ROWS_OF_Q, ROWS_OF_DQ, Q_OF_KEYS: QUERIES and QUERIES_OF_KEYS where q and its gradient lie elsewhere than the output
-    PAIR_OF_KEYS: PAIR for scores [keys, queries], with k in the place of q
+    TABLE_OF_KEYS: TABLE for pairs [keys, queries]
+    PAIR_OF_KEYS: PAIR for scores [keys, queries], with the key before the query
 
-A group is a number of queries that attend to the same keys. Keys of several maps may be under one softmax: then k, v
-and their strides are tuples, SOURCES says which map each tile of keys is from, and dk and dv are a launch for each map.
+and, where it has them (`PLAIN` has what most do without):
+
+    PREPARE(q, group, head, query, geometry, tables) -> what PAIR gets in the place of q, once for all tiles of keys
+    PAIR_GRADIENT(state, d_scores, image, group, head, tile, query, key, geometry, tables) -> state, None before tile 0
+    PREPARE_GRADIENT(state, q, factor, image, group, head, query, geometry, tables) -> a gradient of q, over the factor
+    TURNS(share, geometry, index), GROUP_OF_TURN(share, turn, geometry, index): which groups a share of pairs sums over
+
+A group is a number of queries that attend to the same keys. Without PAIR (None) the logits are the scores times the
+factor, which must be positive then. Keys of several maps may be under one softmax: then k, v and their strides are
+tuples, SOURCES says which map each tile of keys is from, and dk and dv are a launch for each map.
 
 A place is a scalar origin and what its tokens are away from it: an address is then one scalar and what does not change
 from image to image. `real` tokens are in the map; keys that are not are zeros, or rows of a filling. A program takes a
@@ -20,12 +29,20 @@ tile of one head's queries (or keys) through its share of the groups, and each g
 axis 0 of the grid has tiles and heads, axis 1 the shares of the images, axis 2 those of the groups. What does not
 depend on the image is computed once a group.
 
+STACKED programs take a group of several tiles, a warp each, whose keys are mostly the same lines of the cache: blocks
+have one axis more in front, of tokens [1, M] come places [tiles, M] or [1, M] and origins that are numbers or
+[tiles, 1]. Strides decide what are images, columns and heads. Heads that are columns, [B, H, W * heads, 1, d], are
+packed into the rows of a tile, where PAIR keeps them apart; heads that are images, below each other's rows,
+[heads, B * H, W, 1, d], have a table that differs by image read once for all of them.
+
 Legend: tiles of M queries x N keys, D channels: those of a head, rounded up to a power of two. Maps are
-[B, H, W, heads, d], their strides five numbers and a unit (`_triton.strides_of`); sums of rows are [B, heads, H, W].
-Logits are of base 2, the running maximum and sums float32 (FlashAttention, arXiv 2205.14135).
+[B, H, W, heads, d], their strides five numbers and a unit (`_triton.strides_of`), or None where they are q's; sums of
+rows are [B, heads, H, W]. Logits are of base 2, the running maximum and sums float32 (FlashAttention, 2205.14135).
 
 Imports Triton: only a kernel.py may import this.
 """
+
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -39,12 +56,36 @@ NORM_FLOOR = tl.constexpr(1e-12)  # that of torch.nn.functional.normalize
 # They change with the size of the map: a program that is compiled for one size serves all.
 NUMBERS = [f'{name}_strides' for name in ('q', 'k', 'v', 'out', 'd_out', 'dq', 'dk', 'dv', 'fill')]
 NUMBERS += ['scale', 'geometry', 'size', 'images', 'groups', 'heads']
+# What most ops do without: they pass PLAIN, and those that do not, more than it.
+PLAIN: dict[str, Any] = {'STACKED': False, 'SUM_BY_PRODUCT': False, 'STAGES': 1}
+PLAIN |= dict.fromkeys(['SOURCES', 'PREPARE', 'PAIR_GRADIENT', 'PREPARE_GRADIENT', 'TURNS', 'GROUP_OF_TURN'])
+
+
+@triton.jit
+def column(x):
+    """A number for each row, to go with a tile."""
+    return tl.expand_dims(x, -1)
+
+
+@triton.jit
+def along_rows(x):
+    """A number for each column, to go with a tile."""
+    return tl.expand_dims(x, -2)
+
+
+@triton.jit
+def numbered(first, COUNT: tl.constexpr, STACKED: tl.constexpr):
+    """Numbers of tokens, in a stack the same of each tile."""
+    if STACKED:
+        return (first + tl.arange(0, COUNT))[None, :]
+    else:
+        return first + tl.arange(0, COUNT)
 
 
 @triton.jit
 def row_offsets(strides, y, x, D: tl.constexpr):
     """[tokens, D] from the origin of a place. Strides count units of elements, so that whole vectors are aligned."""
-    return ((y * strides[1] + x * strides[2]) * strides[5])[:, None] + (tl.arange(0, D) * strides[4])[None, :]
+    return column((y * strides[1] + x * strides[2]) * strides[5]) + tl.arange(0, D) * strides[4]
 
 
 @triton.jit
@@ -69,16 +110,20 @@ def source_of(values, SOURCES: tl.constexpr, tile: tl.constexpr):
 def present(real, HEAD_DIM: tl.constexpr, D: tl.constexpr):
     """[tokens, D]: the channels of real tokens."""
     if HEAD_DIM == D:
-        return real[:, None] & (tl.arange(0, D) < D)[None, :]
+        return column(real) & (tl.arange(0, D) < D)
     else:
-        return real[:, None] & (tl.arange(0, D) < HEAD_DIM)[None, :]
+        return column(real) & (tl.arange(0, D) < HEAD_DIM)
 
 
 @triton.jit
 def origin(strides, image, head, y, x):
-    """Of a place in an image, of which a map has less than 2**31 elements."""
+    """Of a place in an image, of which a map has less than 2**31 elements; in a stack [tiles, 1, 1]."""
     inside = y * strides[1] + x * strides[2] + head * strides[3]
-    return (tl.cast(image, tl.int64) * strides[0] + inside) * strides[5]
+    start = (tl.cast(image, tl.int64) * strides[0] + inside) * strides[5]
+    if len(start.shape) == 0:
+        return start
+    else:
+        return column(start)
 
 
 @triton.jit
@@ -107,16 +152,15 @@ def load_filled(pointer, offsets, there, real, fill):
     """Rows of keys or values, and the filling where there is none."""
     rows = tl.load(pointer + offsets, mask=there, other=0.0)
     if fill is not None:
-        rows = tl.where(real[:, None], rows, fill.to(rows.dtype)[None, :])
+        rows = tl.where(column(real), rows, fill.to(rows.dtype))
     return rows
 
 
 @triton.jit
 def load_keys(pointer, strides, image, head, o_y, o_x, y, x, there, real, fill, D: tl.constexpr):
     """`load_filled` of a place in an image, where nothing of its addresses is kept from image to image."""
-    return load_filled(
-        pointer + origin(strides, image, head, o_y, o_x), row_offsets(strides, y, x, D), there, real, fill
-    )
+    start = origin(strides, image, head, o_y, o_x)
+    return load_filled(pointer + start, row_offsets(strides, y, x, D), there, real, fill)
 
 
 @triton.jit
@@ -129,8 +173,8 @@ def unit_rows(x, COSINE: tl.constexpr):
     """Rows over their lengths for scores that are cosines, and 1 / length; for the others the rows, and None."""
     if COSINE:
         exact = x.to(tl.float32)
-        inverse_norm = 1.0 / tl.maximum(tl.sqrt(tl.sum(exact * exact, 1)), NORM_FLOOR)
-        return narrow(exact * inverse_norm[:, None], x.dtype), inverse_norm
+        inverse_norm = 1.0 / tl.maximum(tl.sqrt(tl.sum(exact * exact, -1)), NORM_FLOOR)
+        return narrow(exact * column(inverse_norm), x.dtype), inverse_norm
     else:
         return x, None
 
@@ -145,9 +189,9 @@ def through_unit_rows(unit, inverse_norm, grad, factor):
         return grad * factor, None
     else:
         unit = unit.to(tl.float32)
-        along = tl.sum(unit * grad, 1)
+        along = tl.sum(unit * grad, -1)
         inside = tl.where(inverse_norm < 1.0 / NORM_FLOOR, along, 0.0)
-        return (factor * inverse_norm)[:, None] * (grad - unit * inside[:, None]), along
+        return column(factor * inverse_norm) * (grad - unit * column(inside)), along
 
 
 @triton.jit
@@ -160,18 +204,74 @@ def factor_of(scale, cosine, head):
 
 
 @triton.jit
-def attend(largest, total, mean, logits, v, FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """The state of a softmax after one more tile of logits; any number of sources of keys may follow each other."""
-    if FIRST:
-        new_largest = tl.maximum(tl.max(logits, 1), LOWEST)
-        weights = tl.exp2(logits - new_largest[:, None])
-        return new_largest, tl.sum(weights, 1), dot(narrow(weights, v.dtype), v, PRECISION)
+def row_sums(weights, v, BY_PRODUCT: tl.constexpr, PRECISION: tl.constexpr):
+    """Of weights; or by a product of what they are narrowed to, which is an eighth of a tensor instruction a sum."""
+    if not BY_PRODUCT:
+        return tl.sum(weights, -1)
+    elif len(weights.shape) == 2:
+        return tl.max(dot(narrow(weights, v.dtype), tl.full([weights.shape[1], 8], 1.0, v.dtype), PRECISION), -1)
     else:
-        new_largest = tl.maximum(largest, tl.max(logits, 1))
-        weights = tl.exp2(logits - new_largest[:, None])
+        ones = tl.full([weights.shape[0], weights.shape[2], 8], 1.0, v.dtype)
+        return tl.max(dot(narrow(weights, v.dtype), ones, PRECISION), -1)
+
+
+@triton.jit
+def logits_of(
+    PAIR: tl.constexpr, scores, factor, table, prepared, image, group, head, tile, query, key, geometry, tables
+):
+    if PAIR is None:
+        return scores * (factor * LOG2_E)
+    else:
+        return PAIR(scores, factor, table, prepared, image, group, head, tile, query, key, geometry, tables)
+
+
+@triton.jit
+def attend(
+    largest, total, mean, logits, factor, v, FIRST: tl.constexpr, BY_PRODUCT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The state of a softmax after one more tile of logits; any number of sources of keys may follow each other.
+
+    A factor that the logits are still without is applied to the largest and within the exponent: one instruction less.
+    """
+    top = tl.max(logits, -1)
+    if factor is not None:
+        top, logits = top * factor, logits * factor
+    if FIRST:
+        new_largest = tl.maximum(top, LOWEST)
+        weights = tl.exp2(logits - column(new_largest))
+        sums = row_sums(weights, v, BY_PRODUCT, PRECISION)
+        return new_largest, sums, dot(narrow(weights, v.dtype), v, PRECISION)
+    else:
+        new_largest = tl.maximum(largest, top)
+        weights = tl.exp2(logits - column(new_largest))
         rescale = tl.exp2(largest - new_largest)
-        mean = mean * rescale[:, None] + dot(narrow(weights, v.dtype), v, PRECISION)
-        return new_largest, total * rescale + tl.sum(weights, 1), mean
+        mean = mean * column(rescale) + dot(narrow(weights, v.dtype), v, PRECISION)
+        return new_largest, total * rescale + row_sums(weights, v, BY_PRODUCT, PRECISION), mean
+
+
+@triton.jit
+def turns(TURNS: tl.constexpr, share, shares, groups, geometry, index):
+    """First, end and step of a loop over the groups of a share."""
+    if TURNS is None:
+        return share, groups, shares
+    else:
+        return 0, TURNS(share, geometry, index), 1
+
+
+@triton.jit
+def group_of_turn(GROUP_OF_TURN: tl.constexpr, share, turn, geometry, index):
+    if GROUP_OF_TURN is None:
+        return turn
+    else:
+        return GROUP_OF_TURN(share, turn, geometry, index)
+
+
+@triton.jit
+def prepare(PREPARE: tl.constexpr, q, group, head, query, geometry, tables):
+    if PREPARE is None:
+        return q
+    else:
+        return PREPARE(q, group, head, query, geometry, tables)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -180,12 +280,14 @@ def attention_forward(
     tables, index, k_fill, v_fill, fill_strides, scale, cosine, geometry, size, images, groups, heads,
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, KEYS: tl.constexpr, TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
-    STAGES: tl.constexpr, SOURCES: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, SOURCES: tl.constexpr, STACKED: tl.constexpr,
+    PREPARE: tl.constexpr, SUM_BY_PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """A tile of M queries against all keys of its group, which come in tiles of WIDTHS."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    out_strides = either(out_strides, q_strides)
     head = tl.program_id(0) // TILES
-    query = tl.program_id(0) % TILES * M + tl.arange(0, M)
+    query = numbered(tl.program_id(0) % TILES * M, M, STACKED)
     factor = factor_of(scale, cosine, head)
     k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
     v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
@@ -196,7 +298,7 @@ def attention_forward(
         q_y, q_x, y, x, q_real = ROWS_OF_Q(group, query, geometry)
         q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
         if len(WIDTHS) == 1:
-            key = tl.arange(0, WIDTHS[0])
+            key = numbered(0, WIDTHS[0], STACKED)
             _y, _x, _key_y, _key_x, key_real = KEYS(0, group, 0, key, geometry, index)
             held = TABLE(tables, group, head, query, key, key_real, geometry)
         # Places of many tiles, computed once a group, would not find room in registers.
@@ -205,12 +307,11 @@ def attention_forward(
         ):
             q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
             q_tile, _norm = unit_rows(q_tile, cosine is not None)
-            largest = tl.zeros([M], tl.float32)
-            total = tl.zeros([M], tl.float32)
-            mean = tl.zeros([M, D], tl.float32)
+            prepared = prepare(PREPARE, q_tile, group, head, query, geometry, tables)
+            largest, total, mean = None, None, None
             start = 0
             for tile in tl.static_range(len(WIDTHS)):
-                key = start + tl.arange(0, WIDTHS[tile])
+                key = numbered(start, WIDTHS[tile], STACKED)
                 k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
                 there = present(key_real, HEAD_DIM, D)
                 keys, by = source_of(k, SOURCES, tile), source_of(k_strides, SOURCES, tile)
@@ -223,10 +324,17 @@ def attention_forward(
                 else:
                     table = TABLE(tables, group, head, query, key, key_real, geometry)
                 scores = dot(q_tile, tl.trans(k_tile), PRECISION)
-                logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
-                largest, total, mean = attend(largest, total, mean, logits, v_tile, tile == 0, PRECISION)
+                logits, left = scores, factor * LOG2_E
+                if PAIR is not None:
+                    logits = PAIR(
+                        scores, factor, table, prepared, image, group, head, tile, query, key, geometry, tables
+                    )
+                    left = None
+                largest, total, mean = attend(
+                    largest, total, mean, logits, left, v_tile, tile == 0, SUM_BY_PRODUCT, PRECISION
+                )
                 start = start + WIDTHS[tile]
-            mean *= (1.0 / tl.maximum(total, SMALLEST))[:, None]
+            mean *= column(1.0 / tl.maximum(total, SMALLEST))
             store_rows(out + origin(out_strides, image, head, o_y, o_x), out_at, out_there, mean)
             if lse is not None:
                 sums = lse + sums_origin(image, head, heads, o_y, o_x, size)
@@ -236,8 +344,8 @@ def attention_forward(
 @triton.jit
 def score_gradients(logits, lse, do_tile, v_tile, delta, PRECISION: tl.constexpr):
     """Weights [M, N] and the gradients of the scores, from the sums of the rows that forward and `backward_q` kept."""
-    weights = tl.exp2(logits - lse[:, None])
-    return weights, weights * (dot(do_tile, tl.trans(v_tile), PRECISION) - delta[:, None])
+    weights = tl.exp2(logits - column(lse))
+    return weights, weights * (dot(do_tile, tl.trans(v_tile), PRECISION) - column(delta))
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -248,13 +356,15 @@ def attention_backward_q(
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, ROWS_OF_DQ: tl.constexpr, KEYS: tl.constexpr,
     TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, WIDTHS: tl.constexpr, TILES: tl.constexpr,
-    SOURCES: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, SOURCES: tl.constexpr, STACKED: tl.constexpr,
+    PREPARE: tl.constexpr, PAIR_GRADIENT: tl.constexpr, PREPARE_GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """dq of a tile of M queries, delta, which lies as lse does, and a program's share of the gradient of the factor."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    out_strides, dq_strides = either(out_strides, q_strides), either(dq_strides, q_strides)
     d_out_strides = either(d_out_strides, out_strides)
     head = tl.program_id(0) // TILES
-    query = tl.program_id(0) % TILES * M + tl.arange(0, M)
+    query = numbered(tl.program_id(0) % TILES * M, M, STACKED)
     factor = factor_of(scale, cosine, head)
     k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
     v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
@@ -271,16 +381,17 @@ def attention_backward_q(
         for image in tl.range(tl.program_id(1), images, tl.num_programs(1), disable_licm=len(WIDTHS) > 2):
             q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
             q_tile, q_norm = unit_rows(q_tile, cosine is not None)
+            prepared = prepare(PREPARE, q_tile, group, head, query, geometry, tables)
             do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, there)
             out_tile = load_rows(out + origin(out_strides, image, head, o_y, o_x), out_at, there)
             sums = sums_origin(image, head, heads, o_y, o_x, size)
             row_lse = tl.load(lse + sums + row, mask=real, other=float('inf'))  # no weights where there is no query
-            row_delta = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+            row_delta = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), -1)
             tl.store(delta + sums + row, row_delta, mask=real)
-            grad = tl.zeros([M, D], tl.float32)
+            grad, of_prepared = tl.zeros(q_tile.shape, tl.float32), None
             start = 0
             for tile in tl.static_range(len(WIDTHS)):
-                key = start + tl.arange(0, WIDTHS[tile])
+                key = numbered(start, WIDTHS[tile], STACKED)
                 k_y, k_x, key_y, key_x, key_real = KEYS(image, group, tile, key, geometry, index)
                 key_there = present(key_real, HEAD_DIM, D)
                 keys, by = source_of(k, SOURCES, tile), source_of(k_strides, SOURCES, tile)
@@ -290,13 +401,21 @@ def attention_backward_q(
                 k_tile, _norm = unit_rows(k_tile, cosine is not None)
                 table = TABLE(tables, group, head, query, key, key_real, geometry)
                 scores = dot(q_tile, tl.trans(k_tile), PRECISION)
-                logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
+                logits = logits_of(
+                    PAIR, scores, factor, table, prepared, image, group, head, tile, query, key, geometry, tables
+                )
                 _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta, PRECISION)
+                if PAIR_GRADIENT is not None:
+                    of_prepared = PAIR_GRADIENT(
+                        of_prepared, d_scores, image, group, head, tile, query, key, geometry, tables
+                    )
                 grad += dot(narrow(d_scores, k_tile.dtype), k_tile, PRECISION)
                 start = start + WIDTHS[tile]
+            if PREPARE_GRADIENT is not None:
+                grad += PREPARE_GRADIENT(of_prepared, q_tile, factor, image, group, head, query, geometry, tables)
             grad, along = through_unit_rows(q_tile, q_norm, grad, factor)
             if d_cosine is not None:
-                factor_sum += along
+                factor_sum += tl.sum(along, 0) if STACKED else along
             store_rows(dq + origin(dq_strides, image, head, dq_y, dq_x), dq_at, q_there, grad)
     if d_cosine is not None:
         share = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
@@ -311,29 +430,30 @@ def attention_backward_kv(
     KEY_GROUP: tl.constexpr, QUERY_TILES: tl.constexpr, QUERIES_OF_KEYS: tl.constexpr, Q_OF_KEYS: tl.constexpr,
     TABLE_OF_KEYS: tl.constexpr, PAIR_OF_KEYS: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TILES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, STACKED: tl.constexpr, PREPARE: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a tile of N keys from the tiles of M queries that attend to them, and its share of the filling's."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    d_out_strides, dk_strides = either(d_out_strides, q_strides), either(dk_strides, k_strides)
     dv_strides = either(dv_strides, dk_strides)
     head = tl.program_id(0) // TILES
-    key = tl.program_id(0) % TILES * N + tl.arange(0, N)
+    key = numbered(tl.program_id(0) % TILES * N, N, STACKED)
     factor = factor_of(scale, cosine, head)
     k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
     v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
     k_fill_sum, v_fill_sum = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
     for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
-        k_y, k_x, y, x, real = KEY_GROUP(group, key, geometry)
-        k_at, v_at = row_offsets(k_strides, y, x, D), row_offsets(v_strides, y, x, D)
-        dk_at, dv_at = row_offsets(dk_strides, y, x, D), row_offsets(dv_strides, y, x, D)
+        k_y, k_x, key_y, key_x, real = KEY_GROUP(group, key, geometry)
+        k_at, v_at = row_offsets(k_strides, key_y, key_x, D), row_offsets(v_strides, key_y, key_x, D)
+        dk_at, dv_at = row_offsets(dk_strides, key_y, key_x, D), row_offsets(dv_strides, key_y, key_x, D)
         there = present(real, HEAD_DIM, D)
         for image in tl.range(tl.program_id(1), images, tl.num_programs(1)):
             k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, there, real, k_filling)
             v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, there, real, v_filling)
             k_tile, k_norm = unit_rows(k_tile, cosine is not None)
-            dk_tile, dv_tile = tl.zeros([N, D], tl.float32), tl.zeros([N, D], tl.float32)
+            dk_tile, dv_tile = tl.zeros(k_tile.shape, tl.float32), tl.zeros(k_tile.shape, tl.float32)
             for tile in tl.range(0, QUERY_TILES(image, group, geometry, index)):
-                query = tile * M + tl.arange(0, M)
+                query = numbered(tile * M, M, STACKED)
                 o_y, o_x, y, x, query_real = QUERIES_OF_KEYS(image, group, tile, query, geometry, index)
                 do_there = present(query_real, HEAD_DIM, D)
                 d_out_at = row_offsets(d_out_strides, y, x, D)
@@ -343,23 +463,25 @@ def attention_backward_kv(
                 q_at, q_there = row_offsets(q_strides, y, x, D), present(q_real, HEAD_DIM, D)
                 q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
                 q_tile, _norm = unit_rows(q_tile, cosine is not None)
+                prepared = prepare(PREPARE, q_tile, group, head, query, geometry, tables)
                 row_lse = tl.load(lse + sums, mask=query_real, other=float('inf'))
                 row_delta = tl.load(delta + sums, mask=query_real, other=0.0)
                 table = TABLE_OF_KEYS(tables, group, head, query, key, real, geometry)
                 scores = dot(k_tile, tl.trans(q_tile), PRECISION)
-                logits = PAIR_OF_KEYS(
-                    scores, factor, table, k_tile, image, group, head, tile, key, query, geometry, tables
-                )
-                weights = tl.exp2(logits - row_lse[None, :])
+                logits = logits_of(
+                    PAIR_OF_KEYS, scores, factor, table,
+                    prepared, image, group, head, tile, key, query, geometry, tables,
+                )  # fmt: skip
+                weights = tl.exp2(logits - along_rows(row_lse))
                 dv_tile += dot(narrow(weights, do_tile.dtype), do_tile, PRECISION)
-                d_scores = weights * (dot(v_tile, tl.trans(do_tile), PRECISION) - row_delta[None, :])
+                d_scores = weights * (dot(v_tile, tl.trans(do_tile), PRECISION) - along_rows(row_delta))
                 dk_tile += dot(narrow(d_scores, q_tile.dtype), q_tile, PRECISION)
             dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor)
             store_rows(dk + origin(dk_strides, image, head, k_y, k_x), dk_at, there, dk_tile)
             store_rows(dv + origin(dv_strides, image, head, k_y, k_x), dv_at, there, dv_tile)
             if d_k_fill is not None:
-                k_fill_sum += tl.sum(tl.where(real[:, None], 0.0, dk_tile), 0)
-                v_fill_sum += tl.sum(tl.where(real[:, None], 0.0, dv_tile), 0)
+                k_fill_sum += tl.sum(tl.where(column(real), 0.0, dk_tile), 0)
+                v_fill_sum += tl.sum(tl.where(column(real), 0.0, dv_tile), 0)
     if d_k_fill is not None:
         share = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * TILES + tl.program_id(0) % TILES
         store_fill_share(d_k_fill, d_v_fill, k_fill_sum, v_fill_sum, share, head, fill_strides, HEAD_DIM, D)
@@ -382,9 +504,11 @@ def attention_backward_pairs(
     QUERIES: tl.constexpr, ROWS_OF_Q: tl.constexpr, KEYS: tl.constexpr, TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     TILES: tl.constexpr, KEY_TILES: tl.constexpr, PRECISION: tl.constexpr,
+    PREPARE: tl.constexpr, TURNS: tl.constexpr, GROUP_OF_TURN: tl.constexpr,
 ):  # fmt: skip
-    """A program's share of the sum over all groups of the gradients of M x N logits: [shares, heads, queries, keys]."""
+    """A share of the sum over groups of the gradients of M x N logits: [shares, heads, queries, keys]."""
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    d_out_strides = either(d_out_strides, q_strides)
     tile = tl.program_id(0) % KEY_TILES
     head = tl.program_id(0) // (TILES * KEY_TILES)
     query = tl.program_id(0) // KEY_TILES % TILES * M + tl.arange(0, M)
@@ -393,7 +517,9 @@ def attention_backward_pairs(
     k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
     v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
     total = tl.zeros([M, N], tl.float32)
-    for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
+    first, end, step = turns(TURNS, tl.program_id(2), tl.num_programs(2), groups, geometry, index)
+    for turn in tl.range(first, end, step):
+        group = group_of_turn(GROUP_OF_TURN, tl.program_id(2), turn, geometry, index)
         o_y, o_x, y, x, real = QUERIES(group, query, geometry)
         row = y * size[1] + x
         d_out_at, there = row_offsets(d_out_strides, y, x, D), present(real, HEAD_DIM, D)
@@ -413,8 +539,11 @@ def attention_backward_pairs(
             row_delta = tl.load(delta + sums, mask=real, other=0.0)
             q_tile, _norm = unit_rows(q_tile, cosine is not None)
             k_tile, _norm = unit_rows(k_tile, cosine is not None)
+            prepared = prepare(PREPARE, q_tile, group, head, query, geometry, tables)
             scores = dot(q_tile, tl.trans(k_tile), PRECISION)
-            logits = PAIR(scores, factor, table, q_tile, image, group, head, tile, query, key, geometry, tables)
+            logits = logits_of(
+                PAIR, scores, factor, table, prepared, image, group, head, tile, query, key, geometry, tables
+            )
             _weights, d_scores = score_gradients(logits, row_lse, do_tile, v_tile, row_delta, PRECISION)
             total += d_scores
     share = tl.cast(tl.program_id(2) * tl.num_programs(1) + tl.program_id(1), tl.int64)
@@ -431,8 +560,13 @@ def attention_backward_alone(
     TABLE: tl.constexpr, PAIR: tl.constexpr,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of groups of up to N tokens that attend to each other alone: nothing of forward is read."""
+    """All gradients of groups of up to N tokens that attend to each other alone: nothing of forward is read.
+
+    PAIR gets q itself here.
+    """
     k_strides, v_strides = either(k_strides, q_strides), either(v_strides, q_strides)
+    d_out_strides, dq_strides = either(d_out_strides, q_strides), either(dq_strides, q_strides)
+    dk_strides = either(dk_strides, k_strides)
     dv_strides = either(dv_strides, dk_strides)
     head = tl.program_id(0)
     token = tl.arange(0, N)
@@ -465,7 +599,9 @@ def attention_backward_alone(
             q_tile, q_norm = unit_rows(q_tile, cosine is not None)
             k_tile, k_norm = unit_rows(k_tile, cosine is not None)
             scores = dot(q_tile, tl.trans(k_tile), PRECISION)
-            logits = PAIR(scores, factor, table, q_tile, image, group, head, 0, token, token, geometry, tables)
+            logits = logits_of(
+                PAIR, scores, factor, table, q_tile, image, group, head, 0, token, token, geometry, tables
+            )
             # Rows of no query have weights as well, but no d_out: they give nothing.
             weights = tl.exp2(logits - tl.maximum(tl.max(logits, 1), LOWEST)[:, None])
             weights *= (1.0 / tl.maximum(tl.sum(weights, 1), SMALLEST))[:, None]

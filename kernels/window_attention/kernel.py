@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attnzoo.kernels._attention import (
     LOG2_E,
+    PLAIN,
     attention_backward_alone,
     attention_backward_kv,
     attention_backward_pairs,
@@ -201,8 +202,8 @@ def _plan(call: Call, images: int, head_dim: int, cosine: bool, filled: bool, sh
         'scale': head_dim**-0.5 if call.scale is None else call.scale,
         'HEAD_DIM': head_dim, 'D': max(16, triton.next_power_of_2(head_dim)),
         'ROWS_OF_Q': _locate_shared if shared else _locate,
-        'Q_OF_KEYS': _locate_shared_of_keys if shared else _locate_keys, 'SOURCES': None,
-        'PRECISION': target.precision,
+        'Q_OF_KEYS': _locate_shared_of_keys if shared else _locate_keys,
+        'PRECISION': target.precision, **PLAIN,
     }  # fmt: skip
 
     def grid(columns: int, programs: int) -> tuple[int, int, int]:
@@ -292,7 +293,7 @@ def forward(
     arguments |= {
         'out': out_heads, 'out_strides': strides_of(out_heads), 'lse': lse if lse.ndim > 1 else None,
         'QUERIES': _locate, 'KEYS': _locate_keys, 'TABLE': _table, 'PAIR': _pair,
-        'M': plan.tiles.rows, 'WIDTHS': plan.tiles.forward_widths, 'TILES': plan.query_tiles, 'STAGES': 1,
+        'M': plan.tiles.rows, 'WIDTHS': plan.tiles.forward_widths, 'TILES': plan.query_tiles,
     }  # fmt: skip
     launch(attention_forward, plan.forward_grid, arguments, num_warps=plan.tiles.forward_warps, num_stages=2)
     return out, lse, tables
