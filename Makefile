@@ -24,9 +24,10 @@ test-all: $(VENV)/.dev
 	$(PYTEST)
 
 # On a machine with a GPU: the tests of the kernels run on it, then the benchmark writes benchmarks/results/kernels_cuda.*
+# Slow tests need no GPU: they compile for those that are not there, or run what `make test-all` runs anywhere.
 gpu: $(VENV)/.dev
 	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make gpu: there is no GPU that torch can use here")'
-	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest -m "not slow" tests/kernels
 	$(BIN)/python -m attnzoo.kernels.bench --device cuda
 
 # For work on attnzoo: everything installed, and an editor that finds `attnzoo.*` in the checkout.

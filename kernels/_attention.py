@@ -134,12 +134,9 @@ def sums_origin(image, head, heads, y, x, size):
 
 @triton.jit
 def filling(fill, fill_strides, head, HEAD_DIM: tl.constexpr, D: tl.constexpr):
-    """The channels [D] of keys or values that are not in the map, where they are not zeros."""
-    if fill is None:
-        return None
-    else:
-        channel = tl.arange(0, D)
-        return tl.load(fill + (head * fill_strides[0] + channel), mask=channel < HEAD_DIM, other=0.0)
+    """The channels [D] of keys or values that are not in the map."""
+    channel = tl.arange(0, D)
+    return tl.load(fill + (head * fill_strides[0] + channel), mask=channel < HEAD_DIM, other=0.0)
 
 
 @triton.jit
@@ -170,23 +167,23 @@ def store_rows(pointer, offsets, there, value):
 
 @triton.jit
 def unit_rows(x, COSINE: tl.constexpr):
-    """Rows over their lengths for scores that are cosines, and 1 / length; for the others the rows, and None."""
+    """Rows over their lengths for scores that are cosines, and 1 / length; for the others the rows, and 0."""
     if COSINE:
         exact = x.to(tl.float32)
         inverse_norm = 1.0 / tl.maximum(tl.sqrt(tl.sum(exact * exact, -1)), NORM_FLOOR)
         return narrow(exact * column(inverse_norm), x.dtype), inverse_norm
     else:
-        return x, None
+        return x, 0.0
 
 
 @triton.jit
-def through_unit_rows(unit, inverse_norm, grad, factor):
+def through_unit_rows(unit, inverse_norm, grad, factor, COSINE: tl.constexpr):
     """The gradient of rows from that of factor * unit rows, and the part of the latter along each unit row.
 
-    With a factor only, where there is no norm.
+    With a factor only, and no such part (0), where rows have the lengths that they have.
     """
-    if inverse_norm is None:
-        return grad * factor, None
+    if not COSINE:
+        return grad * factor, 0.0
     else:
         unit = unit.to(tl.float32)
         along = tl.sum(unit * grad, -1)
@@ -289,8 +286,8 @@ def attention_forward(
     head = tl.program_id(0) // TILES
     query = numbered(tl.program_id(0) % TILES * M, M, STACKED)
     factor = factor_of(scale, cosine, head)
-    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
-    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    k_filling = None if k_fill is None else filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = None if v_fill is None else filling(v_fill, fill_strides, head, HEAD_DIM, D)
     for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
         o_y, o_x, y, x, real = QUERIES(group, query, geometry)
         out_at, out_there = row_offsets(out_strides, y, x, D), present(real, HEAD_DIM, D)
@@ -366,8 +363,8 @@ def attention_backward_q(
     head = tl.program_id(0) // TILES
     query = numbered(tl.program_id(0) % TILES * M, M, STACKED)
     factor = factor_of(scale, cosine, head)
-    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
-    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    k_filling = None if k_fill is None else filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = None if v_fill is None else filling(v_fill, fill_strides, head, HEAD_DIM, D)
     factor_sum = tl.zeros([M], tl.float32)
     for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
         o_y, o_x, y, x, real = QUERIES(group, query, geometry)
@@ -413,7 +410,7 @@ def attention_backward_q(
                 start = start + WIDTHS[tile]
             if PREPARE_GRADIENT is not None:
                 grad += PREPARE_GRADIENT(of_prepared, q_tile, factor, image, group, head, query, geometry, tables)
-            grad, along = through_unit_rows(q_tile, q_norm, grad, factor)
+            grad, along = through_unit_rows(q_tile, q_norm, grad, factor, cosine is not None)
             if d_cosine is not None:
                 factor_sum += tl.sum(along, 0) if STACKED else along
             store_rows(dq + origin(dq_strides, image, head, dq_y, dq_x), dq_at, q_there, grad)
@@ -439,8 +436,8 @@ def attention_backward_kv(
     head = tl.program_id(0) // TILES
     key = numbered(tl.program_id(0) % TILES * N, N, STACKED)
     factor = factor_of(scale, cosine, head)
-    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
-    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    k_filling = None if k_fill is None else filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = None if v_fill is None else filling(v_fill, fill_strides, head, HEAD_DIM, D)
     k_fill_sum, v_fill_sum = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32)
     for group in tl.range(tl.program_id(2), groups, tl.num_programs(2)):
         k_y, k_x, key_y, key_x, real = KEY_GROUP(group, key, geometry)
@@ -476,7 +473,7 @@ def attention_backward_kv(
                 dv_tile += dot(narrow(weights, do_tile.dtype), do_tile, PRECISION)
                 d_scores = weights * (dot(v_tile, tl.trans(do_tile), PRECISION) - along_rows(row_delta))
                 dk_tile += dot(narrow(d_scores, q_tile.dtype), q_tile, PRECISION)
-            dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor)
+            dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor, cosine is not None)
             store_rows(dk + origin(dk_strides, image, head, k_y, k_x), dk_at, there, dk_tile)
             store_rows(dv + origin(dv_strides, image, head, k_y, k_x), dv_at, there, dv_tile)
             if d_k_fill is not None:
@@ -514,8 +511,8 @@ def attention_backward_pairs(
     query = tl.program_id(0) // KEY_TILES % TILES * M + tl.arange(0, M)
     key = tile * N + tl.arange(0, N)
     factor = factor_of(scale, cosine, head)
-    k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
-    v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+    k_filling = None if k_fill is None else filling(k_fill, fill_strides, head, HEAD_DIM, D)
+    v_filling = None if v_fill is None else filling(v_fill, fill_strides, head, HEAD_DIM, D)
     total = tl.zeros([M, N], tl.float32)
     first, end, step = turns(TURNS, tl.program_id(2), tl.num_programs(2), groups, geometry, index)
     for turn in tl.range(first, end, step):
@@ -591,8 +588,8 @@ def attention_backward_alone(
             if d_k_fill is not None:  # there are no registers to keep it in
                 table = TABLE(tables, group, head, token, token, key_real, geometry)
             q_tile = load_rows(q + origin(q_strides, image, head, q_y, q_x), q_at, q_there)
-            k_filling = filling(k_fill, fill_strides, head, HEAD_DIM, D)
-            v_filling = filling(v_fill, fill_strides, head, HEAD_DIM, D)
+            k_filling = None if k_fill is None else filling(k_fill, fill_strides, head, HEAD_DIM, D)
+            v_filling = None if v_fill is None else filling(v_fill, fill_strides, head, HEAD_DIM, D)
             k_tile = load_filled(k + origin(k_strides, image, head, k_y, k_x), k_at, key_there, key_real, k_filling)
             v_tile = load_filled(v + origin(v_strides, image, head, k_y, k_x), v_at, key_there, key_real, v_filling)
             do_tile = load_rows(d_out + origin(d_out_strides, image, head, o_y, o_x), d_out_at, there)
@@ -612,13 +609,13 @@ def attention_backward_alone(
             dv_tile = dot(tl.trans(narrow(weights, do_tile.dtype)), do_tile, PRECISION)
             store_rows(dv + origin(dv_strides, image, head, k_y, k_x), dv_at, key_there, dv_tile)
             dk_tile = dot(tl.trans(narrow(d_scores, q_tile.dtype)), q_tile, PRECISION)
-            dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor)
+            dk_tile, _along = through_unit_rows(k_tile, k_norm, dk_tile, factor, cosine is not None)
             store_rows(dk + origin(dk_strides, image, head, k_y, k_x), dk_at, key_there, dk_tile)
             if d_k_fill is not None:
                 k_fill_sum += tl.sum(tl.where(key_real[:, None], 0.0, dk_tile), 0)
                 v_fill_sum += tl.sum(tl.where(key_real[:, None], 0.0, dv_tile), 0)
             dq_tile = dot(narrow(d_scores, k_tile.dtype), k_tile, PRECISION)
-            dq_tile, along = through_unit_rows(q_tile, q_norm, dq_tile, factor)
+            dq_tile, along = through_unit_rows(q_tile, q_norm, dq_tile, factor, cosine is not None)
             if d_cosine is not None:
                 factor_sum += along
             store_rows(dq + origin(dq_strides, image, head, dq_y, dq_x), dq_at, q_there, dq_tile)

@@ -224,6 +224,7 @@ def plot(rows: list[Row], machine: dict[str, str], path: Path) -> None:
         figsize=(7 * len(directions), 1.5 + 0.2 * len(groups) * (len(ways) + 1)),
         sharey=True,
         squeeze=False,
+        layout='constrained',
     )
     for panel, direction in zip(panels[0], directions, strict=True):
         for i, way in enumerate(ways):
@@ -234,10 +235,9 @@ def plot(rows: list[Row], machine: dict[str, str], path: Path) -> None:
         panel.set(title=direction, xlabel='time / time of copying the bytes that must move', yticks=range(len(groups)))
         panel.set_yticklabels([f'{op}\n{case}' for op, case in groups], fontsize=8)
         panel.axvline(1, color='black', linewidth=0.8)
-    panels[0][0].invert_yaxis()
+    panels[0][0].set_ylim(len(groups) - 0.5, -0.5)
     panels[0][0].legend(fontsize=8)
     figure.suptitle(', '.join(f'{key} {value}' for key, value in machine.items()), fontsize=8)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

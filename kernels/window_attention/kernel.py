@@ -195,7 +195,7 @@ def _plan(call: Call, images: int, head_dim: int, cosine: bool, filled: bool, sh
     wrap = cut.size if cut.pad_after_shift else cut.padded
     groups = cut.padded[0] // cut.window[0], cut.padded[1] // cut.window[1]
     numbers = (*cut.size, *cut.dilation, *cut.shift, *wrap, *groups, heads if max(cut.shift) > 0 else 0)
-    masked = not filled and cut.padded != cut.size
+    masked = int(not filled and cut.padded != cut.size)
     common = {
         'geometry': (numbers, *(constant(x) for x in (*cut.window, padded, masked, query_tiles))),
         'size': cut.size, 'images': images, 'groups': cut.groups, 'heads': heads, 'index': None,
