@@ -210,9 +210,12 @@ def _plan(call: Call, images: int, head_dim: int, cosine: bool, filled: bool, sh
         return columns, *split(cut.groups, images, programs * target.multiprocessors // columns)
 
     columns = heads * query_tiles
+    forward_grid = grid(columns, 2 * tiles.forward_programs)
+    # The next window's rows come meanwhile, where there is room for them and a program has more than two images.
+    room = target.backend == 'cuda' and head_dim <= 64 and len(tiles.forward_widths) <= 2
+    common['STAGES'] = 2 if room and images > 2 * forward_grid[1] else 1
     return _Plan(
-        tiles, query_tiles, padded, common,
-        grid(columns, 2 * tiles.forward_programs),
+        tiles, query_tiles, padded, common, forward_grid,
         grid(columns, tiles.backward_programs),  # few, because each leaves shares behind
         grid(columns * query_tiles, tiles.backward_programs),
     )  # fmt: skip
@@ -233,10 +236,9 @@ def _prepare(
         packed_by_head = call.qkv_layout == 'h3d' and padding.numel() == 3 * call.num_heads * head_dim
         fill_strides = 3 * head_dim if packed_by_head else head_dim, padding.numel()
     arguments = {
-        'q': q, 'k': k, 'v': v,
-        'q_strides': strides_of(q), 'k_strides': strides_of(k, q), 'v_strides': strides_of(v, q),
+        'q': q, 'k': k, 'v': v, 'q_strides': strides_of(q), 'k_strides': strides_of(k, q),
         'k_fill': k_fill, 'v_fill': v_fill, 'fill_strides': fill_strides, 'tables': tables if tables.ndim > 1 else None,
-        'cosine': None if cosine_scale is None else cosine_scale.contiguous(),
+        'v_strides': strides_of(v, q), 'cosine': None if cosine_scale is None else cosine_scale.contiguous(),
     }  # fmt: skip
     return plan, arguments | plan.common
 
@@ -295,7 +297,7 @@ def forward(
         'QUERIES': _locate, 'KEYS': _locate_keys, 'TABLE': _table, 'PAIR': _pair,
         'M': plan.tiles.rows, 'WIDTHS': plan.tiles.forward_widths, 'TILES': plan.query_tiles,
     }  # fmt: skip
-    launch(attention_forward, plan.forward_grid, arguments, num_warps=plan.tiles.forward_warps, num_stages=2)
+    launch(attention_forward, plan.forward_grid, arguments, num_warps=plan.tiles.forward_warps, num_stages=1)
     return out, lse, tables
 
 
@@ -319,14 +321,12 @@ def backward(
     d_padding = new(programs * query_tiles, padding.numel()).zero_() if padding is not None and needs[6] else None
     arguments |= {
         'd_out': d_out, 'd_out_strides': strides_of(d_out), 'dq': dq_heads, 'dk': dk_heads, 'dv': dv_heads,
-        'dq_strides': strides_of(dq_heads), 'dk_strides': strides_of(dk_heads),
-        'dv_strides': strides_of(dv_heads, dk_heads),
-        'd_cosine': d_cosine, 'd_k_fill': None, 'd_v_fill': None, 'lse': lse, 'delta': None, 'd_pairs': None,
+        'dq_strides': strides_of(dq_heads), 'dk_strides': strides_of(dk_heads), 'd_cosine': d_cosine, 'delta': None,
+        'dv_strides': strides_of(dv_heads, dk_heads), 'd_k_fill': None, 'd_v_fill': None, 'lse': lse, 'd_pairs': None,
         'QUERIES': _locate, 'ROWS_OF_DQ': _locate_shares if shared else _locate, 'KEYS': _locate_keys,
         'KEY_GROUP': _locate, 'QUERIES_OF_KEYS': _locate_keys, 'QUERY_TILES': _query_tiles,
-        'TABLE': _table, 'TABLE_OF_KEYS': _table_of_keys, 'PAIR': _pair, 'PAIR_OF_KEYS': _pair,
-        'M': tiles.rows, 'N': tiles.rows, 'WIDTHS': tiles.backward_widths,
-        'TILES': query_tiles, 'KEY_TILES': query_tiles,
+        'TABLE': _table, 'TABLE_OF_KEYS': _table_of_keys, 'PAIR': _pair, 'PAIR_OF_KEYS': _pair, 'M': tiles.rows,
+        'N': tiles.rows, 'WIDTHS': tiles.backward_widths, 'TILES': query_tiles, 'KEY_TILES': query_tiles,
     }  # fmt: skip
     if d_padding is not None:
         arguments['d_k_fill'], arguments['d_v_fill'] = _fills(d_padding, head_dim, call)
@@ -337,7 +337,7 @@ def backward(
     else:
         assert out is not None
         out_heads = out.view(d_out.shape)
-        arguments |= {'out': out_heads, 'out_strides': strides_of(out_heads), 'delta': torch.empty_like(lse)}
+        arguments |= {'out': out_heads, 'out_strides': strides_of(out_heads), 'delta': new(lse.shape)}
         launch(attention_backward_q, plan.backward_grid, arguments, **options)
         launch(attention_backward_kv, plan.backward_grid, arguments, **options)
         pair_shares = plan.pairs_grid[1] * plan.pairs_grid[2]

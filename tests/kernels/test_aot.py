@@ -46,6 +46,18 @@ def test_what_a_launch_does_is_counted(report: aot.Report) -> None:
             assert row.access_bytes >= 0.9 * row.bytes
 
 
+def test_the_next_window_is_loaded_while_one_is_computed(report: aot.Report) -> None:
+    """Where many follow each other in a program: shared memory holds both."""
+    few = replace(cases('window_attention', SHAPE)[0], batch=2, limits=None)
+    alone = aot.report('window_attention', [few], {'sm_90': DEVICES['sm_90']})
+    both, one = (
+        next(row for row in rows if row.kernel == 'attention_forward' and row.target == 'sm_90')
+        for rows in (report.rows, alone.rows)
+    )
+    # At the least, keys and values of 64 tokens of 24 channels, in bfloat16.
+    assert both.shared_bytes >= one.shared_bytes + 2 * 64 * 24 * 2
+
+
 @pytest.mark.parametrize(
     ('target', 'dtype', 'spilled', 'passes'),
     [
